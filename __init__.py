@@ -1,0 +1,1 @@
+"""Penstock: prefill and decode on separate workers, served as one."""

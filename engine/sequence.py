@@ -1,0 +1,44 @@
+"""One sequence as a worker sees it: its tokens, how many are computed, and its pages. Pure."""
+
+from dataclasses import dataclass, field
+
+from ..protocol.messages import Prefill, Sampling
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens of one choice (or, before its first token is drawn, of all choices of a prompt).
+
+        token_ids   [ 0 ........ prompt_length ........ len ]
+        computed    [ 0 ....... computed )                     K and V of these are in `pages`
+        pages[i]    holds positions i*slots .. (i+1)*slots-1
+
+    The loop thread changes a sequence only between two steps; the engine thread only reads it.
+    """
+
+    prefill: Prefill
+    choices: list[int]  # one after the first token, all of the prompt's before
+    token_ids: list[int]
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    cached_tokens: int = 0  # of the prompt, not computed here
+    arrived: float = 0.0
+    started: float = -1.0
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.prefill.sampling
+
+    @property
+    def prompt_length(self) -> int:
+        """The boundary between what the client sent and what was generated."""
+        return self.prefill.prompt_length
+
+    @property
+    def holder(self) -> tuple[int, int, int]:
+        """This sequence's name among the page pool's holders."""
+        return (self.prefill.request, self.prefill.attempt, self.choices[0])
+
+    def pages_needed(self, tokens: int, page_slots: int) -> int:
+        """How many pages must be added so that `tokens` positions have a slot."""
+        return max(0, -(-tokens // page_slots) - len(self.pages))
