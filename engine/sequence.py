@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..protocol.messages import Prefill, Sampling
+from ..protocol.messages import Prefill, Sampling, TokenLogprobs
 
 
 @dataclass(slots=True, eq=False)
@@ -21,9 +21,13 @@ class Sequence:
     token_ids: list[int]
     computed: int = 0
     pages: list[int] = field(default_factory=list)
+    sealed: int = 0  # pages[:sealed] are immutable; hashes has one entry per full block known
+    hashes: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0  # of the prompt, not computed here
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of positions 1..
     arrived: float = 0.0
     started: float = -1.0
+    cancelled: bool = False  # dropped when the step in flight ends
 
     @property
     def sampling(self) -> Sampling:

@@ -44,6 +44,7 @@ class Drawn:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of positions start+1.. within the prompt
+    error: str = ""  # this slice alone has no answer (its logits are not finite)
 
 
 @dataclass(frozen=True, slots=True)

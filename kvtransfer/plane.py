@@ -90,3 +90,4 @@ class PlaneSettings:
     name: str  # unique per process start, e.g. "decode-0.7f3a"
     host: str = "127.0.0.1"
     bytes_per_post: int = 4 << 20  # larger reads go in parts, so that the loop is never held long
+    curve: tuple[bytes, bytes] | None = None  # our public and secret key; None sends in the clear

@@ -94,10 +94,15 @@ class Handoff(Struct, frozen=True, tag="handoff", array_like=True):
 
 
 class FirstTokens(Struct, frozen=True, array_like=True):
-    """What the holder drew at the end of the prompt, for the choices that go on."""
+    """What the holder drew at the end of the prompt. Choices with finish "" go on.
+
+    The reader says it all to the router again: the holder may die before its own word arrives.
+    """
 
     choices: list[int]
     token_ids: list[int]
+    finish: list[FinishReason]
+    logprobs: list["TokenLogprobs | None"]
 
 
 class Published(Struct, frozen=True, tag="published", array_like=True):
@@ -227,6 +232,7 @@ class Admitted(Struct, frozen=True, tag="admitted", array_like=True):
     pulled_pages: int
     skipped_pages: int  # held here already
     pulled_bytes: int
+    cached_tokens: int  # of the prompt, at the holder; should its own report be lost with it
 
 
 class Failed(Struct, frozen=True, tag="failed", array_like=True):

@@ -1,0 +1,57 @@
+"""How a worker knows that it makes progress, and how fast. Pure: `now` is an argument."""
+
+from ..protocol.loop import Gaps
+from ..protocol.pages import PagePool
+
+
+class Rates:
+    """Recent step time and token rate (exponential means), and totals since the start."""
+
+    _WEIGHT = 0.2  # of the newest step
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.tokens = 0
+        self.step_seconds = 0.0
+        self.tokens_per_second = 0.0
+
+    def step(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long."""
+        self.steps += 1
+        self.tokens += tokens
+        weight = self._WEIGHT if self.steps > 1 else 1.0
+        self.step_seconds += weight * (seconds - self.step_seconds)
+        if seconds > 0:
+            self.tokens_per_second += weight * (tokens / seconds - self.tokens_per_second)
+
+
+class Pulse:
+    """Names the part of a worker that makes no progress."""
+
+    def __init__(self, step_limit_seconds: float, quarantine_share: float, gaps: Gaps):
+        self._step_limit = step_limit_seconds
+        self._quarantine_share = quarantine_share
+        self._gaps = gaps
+        self._step_since: float | None = None
+
+    def step_started(self, now: float) -> None:
+        self._step_since = now
+
+    def step_ended(self) -> None:
+        self._step_since = None
+
+    def stuck(self, now: float, pool: PagePool) -> str:
+        """ "" when well; else one sentence for /health."""
+        if self._step_since is not None and now - self._step_since > self._step_limit:
+            return f"engine: a step has been running for {now - self._step_since:.0f} s"
+        if self.must_restart(pool):
+            return f"page pool: {pool.quarantined} of {pool.page_count} pages are quarantined"
+        return ""
+
+    def must_restart(self, pool: PagePool) -> bool:
+        """Too much memory waits for late bytes: only a new incarnation gets it back."""
+        return pool.quarantined > self._quarantine_share * pool.page_count
+
+    def take_longest_gap(self) -> float:
+        """Longest time the loop did not listen, since last asked (seconds)."""
+        return self._gaps.take()

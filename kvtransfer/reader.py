@@ -1,0 +1,362 @@
+"""The reader's end of hand-overs: reserve pages, pull what is missing, check, take over.
+
+Pure: acts only through the pool, the transport and the plane it was given; `now` is an argument.
+One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`. A pulled block
+counts only if the generation read after its data is the published one.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ..protocol import blockhash
+from ..protocol.messages import (
+    Agent,
+    Compatibility,
+    FirstTokens,
+    Handoff,
+    Introduce,
+    LeaseEnded,
+    Peer,
+    Published,
+    Refused,
+    Release,
+    Renew,
+)
+from ..protocol.pages import PagePool
+from ..protocol.seams import Transport
+from .moves import Event, Moves, ReadState
+from .plane import Completion, Plane, PlaneError
+
+
+class Way(Enum):
+    """What is known of the way to a holder."""
+
+    INTRODUCED = "introduced"
+    OPEN = "open"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """One hand-over on its way in.
+
+    blocks   [ 0 .... skipped ............ asked ........ known ....... total )
+               held here  read or on its way  published     to come
+    """
+
+    handoff: Handoff
+    holder: Peer
+    arrived: float
+    hashes: list[bytes]  # of the prompt's full blocks
+    total: int  # blocks of the whole prompt, a partial tail included
+    state: ReadState = ReadState.WAITING
+    pages: list[int] = field(default_factory=list)  # ours, one per block
+    skipped: int = 0
+    asked: int = 0
+    remote_pages: list[int] = field(default_factory=list)
+    generations: list[int] = field(default_factory=list)
+    reads: dict[int, tuple[int, int, float]] = field(default_factory=dict)  # ticket: from,to,by
+    first_tokens: FirstTokens | None = None
+    reserved: float = 0.0
+    completed: float = 0.0
+    bytes_read: int = 0
+
+    @property
+    def pool_holder(self) -> tuple[str, int]:
+        return ("incoming", self.handoff.lease)
+
+    @property
+    def all_read(self) -> bool:
+        return self.first_tokens is not None and self.asked == self.total and not self.reads
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A hand-over that ended without its sequence; the router places the request again."""
+
+    handoff: Handoff
+    event: Event
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What the worker can give to hand-overs in this turn."""
+
+    sequences: int  # that may still join the batch
+    headroom: int = 0  # pages to leave free for the growth of what runs
+    before: float = float("inf")  # only hand-overs that arrived before this: others are older
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSettings:
+    """Times in seconds. `renew_every` must be well under the holder's lease_seconds."""
+
+    page_slots: int
+    page_bytes: int
+    renew_every: float = 2.5
+    read_seconds: float = 10.0
+    waiting_seconds: float = 60.0
+
+
+class Reader:
+    """All hand-overs on their way into one worker."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        transport: Transport,
+        plane: Plane,
+        compatibility: Compatibility,
+        settings: ReaderSettings,
+        moves: Moves | None = None,
+    ):
+        self._pool = pool
+        self._transport = transport
+        self._plane = plane
+        self._compatibility = compatibility
+        self._settings = settings
+        self.moves = moves or Moves()
+        self.incoming: dict[tuple[str, int], Incoming] = {}  # by holder endpoint and lease
+        self._ways: dict[str, tuple[int, Way, str]] = {}  # endpoint: incarnation, way, reason
+        self._by_ticket: dict[int, Incoming] = {}
+        self._unquiet: set[int] = set()
+        self._renew_at = 0.0
+        self.complete: list[Incoming] = []  # taken by the server
+        self.lost: list[Lost] = []  # taken by the server
+        self.bytes_read = 0
+
+    @property
+    def waiting(self) -> list[Incoming]:
+        return [one for one in self.incoming.values() if one.state is ReadState.WAITING]
+
+    @property
+    def active(self) -> bool:
+        """Reads are open, or will be as soon as the holder publishes."""
+        return bool(self._by_ticket) or bool(self._unquiet)
+
+    # --- what others say -----------------------------------------------------------------------
+
+    def take(
+        self, sender: Peer, message: Handoff | Published | Agent | Refused | LeaseEnded, now: float
+    ) -> None:
+        """A holder's word."""
+        match message:
+            case Handoff():
+                self._handed(sender, message, now)
+            case Published(lease):
+                incoming = self.incoming.get((sender.endpoint, lease))
+                if incoming is not None:
+                    self._published(incoming, message)
+            case Agent(theirs, metadata):
+                self._meet(sender, theirs, metadata)
+            case Refused(reason):
+                self._ways[sender.endpoint] = (sender.incarnation, Way.REFUSED, reason)
+                self._lose_all(sender.endpoint, Event.REFUSED, reason)
+            case LeaseEnded(lease, reason):
+                incoming = self.incoming.get((sender.endpoint, lease))
+                if incoming is not None:
+                    self._lose(incoming, Event.EXPIRED, reason)
+
+    def holder_lost(self, endpoint: str) -> None:
+        """A holder's process or link is gone."""
+        if endpoint in self._ways:
+            del self._ways[endpoint]
+            self._plane.remove_peer(endpoint)
+        self._lose_all(endpoint, Event.PEER_LOST, f"the link to {endpoint} broke")
+
+    def cancel(self, request: int, attempt: int) -> None:
+        """The router does not want this attempt any more."""
+        for incoming in list(self.incoming.values()):
+            prefill = incoming.handoff.prefill
+            if (prefill.request, prefill.attempt) == (request, attempt):
+                self._end(incoming, Event.CANCELLED, Event.CANCELLED.value)
+
+    # --- one turn ------------------------------------------------------------------------------
+
+    @property
+    def oldest_waiting(self) -> float:
+        """Arrival of the first hand-over without pages, or infinity."""
+        return min((one.arrived for one in self.waiting), default=float("inf"))
+
+    def turn(self, allowance: Allowance, now: float) -> float:
+        """Admit, post, collect, renew. Returns when to look again."""
+        for completion in self._plane.progress():
+            self._completed(completion, now)
+        for ticket in [ticket for ticket in self._unquiet if self._plane.quiet(ticket)]:
+            self._unquiet.discard(ticket)
+            self._pool.quiet(("read", ticket))
+        self._admit(allowance, now)
+        for incoming in list(self.incoming.values()):
+            self._advance(incoming, now)
+        if now >= self._renew_at:
+            self._renew()
+            self._renew_at = now + self._settings.renew_every
+        return self._renew_at if self.incoming else float("inf")
+
+    def _admit(self, allowance: Allowance, now: float) -> None:
+        """First come, first served: a large prompt at the head is not overtaken for ever."""
+        room = allowance.sequences - (len(self.incoming) - len(self.waiting))
+        for incoming in self.waiting:
+            if room <= 0 or incoming.arrived > allowance.before:
+                return
+            room -= 1
+            skipped = self._pool.lookup(incoming.hashes)
+            missing = incoming.total - len(skipped)
+            self._pool.share(incoming.pool_holder, skipped)
+            if self._pool.available < missing + allowance.headroom:
+                self._pool.release(incoming.pool_holder)
+                return
+            taken = self._pool.take(incoming.pool_holder, missing)
+            assert taken is not None
+            incoming.pages = skipped + taken
+            incoming.skipped = incoming.asked = len(skipped)
+            incoming.reserved = now
+            incoming.state = self.moves.reader(incoming.state, Event.RESERVED)
+
+    def _advance(self, incoming: Incoming, now: float) -> None:
+        first = incoming.first_tokens
+        if first is not None and "" not in first.finish:
+            self._end(incoming, Event.NOTHING_LEFT, "")
+        elif incoming.state is ReadState.WAITING:
+            if now - incoming.arrived > self._settings.waiting_seconds:
+                self._lose(incoming, Event.TIMED_OUT, "no pages became free in time")
+        elif incoming.state is ReadState.PULLING:
+            self._post(incoming, now)
+            if any(by < now for _, _, by in incoming.reads.values()):
+                self._lose(incoming, Event.TIMED_OUT, Event.TIMED_OUT.value)
+            elif incoming.state is ReadState.PULLING and incoming.all_read:
+                self._finish(incoming, now)
+
+    def _post(self, incoming: Incoming, now: float) -> None:
+        known = min(len(incoming.remote_pages), incoming.total)
+        way = self._ways.get(incoming.holder.endpoint)
+        if incoming.asked >= known or way is None or way[1] is not Way.OPEN:
+            return
+        start, incoming.asked = incoming.asked, known
+        local = incoming.pages[start:known]
+        try:
+            ticket = self._plane.read(
+                incoming.holder.endpoint, incoming.remote_pages[start:known], local
+            )
+        except PlaneError as error:
+            self._lose(incoming, Event.READ_FAILED, str(error))
+            return
+        self._pool.expect(("read", ticket), local)
+        self._by_ticket[ticket] = incoming
+        incoming.reads[ticket] = (start, known, now + self._settings.read_seconds)
+
+    def _completed(self, completion: Completion, now: float) -> None:
+        incoming = self._by_ticket.pop(completion.ticket, None)
+        if incoming is None:
+            return
+        if completion.quiet:
+            self._pool.quiet(("read", completion.ticket))
+        else:
+            self._unquiet.add(completion.ticket)
+        start, end, _ = incoming.reads.pop(completion.ticket, (0, 0, 0.0))
+        if incoming.state is not ReadState.PULLING:
+            return  # ended before; only the quiet above mattered
+        if completion.failed:
+            self._lose(incoming, Event.READ_FAILED, completion.failed)
+        elif list(completion.generations) != incoming.generations[start:end]:
+            self._lose(incoming, Event.STALE, Event.STALE.value)
+        else:
+            self._arrived(incoming, start, end)
+
+    def _arrived(self, incoming: Incoming, start: int, end: int) -> None:
+        """Blocks start..end are ours and valid: full ones become findable by later prompts."""
+        count = (end - start) * self._settings.page_bytes
+        incoming.bytes_read += count
+        self.bytes_read += count
+        for block in range(start, min(end, len(incoming.hashes))):
+            self._pool.seal(incoming.pages[block], incoming.hashes[block])
+
+    # --- beginnings and ends -------------------------------------------------------------------
+
+    def _handed(self, sender: Peer, handoff: Handoff, now: float) -> None:
+        key = (sender.endpoint, handoff.lease)
+        if key in self.incoming:
+            return  # said twice
+        slots = self._settings.page_slots
+        prefill = handoff.prefill
+        root = blockhash.root(
+            self._compatibility.model, self._compatibility.numeric_class, prefill.cache_salt
+        )
+        total = -(-len(prefill.token_ids) // slots)
+        incoming = Incoming(
+            handoff, sender, now, blockhash.extend(root, prefill.token_ids, slots), total
+        )
+        self.incoming[key] = incoming
+        incarnation, way, reason = self._ways.get(sender.endpoint, (0, Way.INTRODUCED, ""))
+        if incarnation != sender.incarnation:
+            self._ways[sender.endpoint] = (sender.incarnation, Way.INTRODUCED, "")
+            self._transport.send(sender.endpoint, Introduce(self._compatibility))
+        elif way is Way.REFUSED:
+            self._lose(incoming, Event.REFUSED, reason)
+
+    def _published(self, incoming: Incoming, message: Published) -> None:
+        known = len(incoming.remote_pages)
+        if message.first_block > known:
+            return  # something between was lost; the next Renew brings it again
+        fresh = known - message.first_block
+        end = message.first_block + len(message.pages)
+        if end > incoming.total or len(message.pages) != len(message.generations):
+            self._lose(incoming, Event.REFUSED, f"published {end} blocks of {incoming.total}")
+            return
+        incoming.remote_pages += message.pages[fresh:]
+        incoming.generations += message.generations[fresh:]
+        if message.first_tokens is not None:
+            incoming.first_tokens = message.first_tokens
+
+    def _meet(self, sender: Peer, theirs: Compatibility, metadata: bytes) -> None:
+        incarnation, way, _ = self._ways.get(sender.endpoint, (0, Way.REFUSED, ""))
+        if incarnation != sender.incarnation or way is not Way.INTRODUCED:
+            return  # not asked for, or of an incarnation that is gone
+        if theirs != self._compatibility:
+            self._lose_all(sender.endpoint, Event.REFUSED, "the holder's description changed")
+            return
+        try:
+            self._plane.add_peer(sender.endpoint, sender.incarnation, metadata)
+        except PlaneError as error:
+            self._ways[sender.endpoint] = (sender.incarnation, Way.REFUSED, str(error))
+            self._lose_all(sender.endpoint, Event.REFUSED, str(error))
+            return
+        self._ways[sender.endpoint] = (sender.incarnation, Way.OPEN, "")
+
+    def _finish(self, incoming: Incoming, now: float) -> None:
+        incoming.state = self.moves.reader(incoming.state, Event.ALL_READ)
+        incoming.completed = now
+        del self.incoming[incoming.holder.endpoint, incoming.handoff.lease]
+        self._transport.send(incoming.holder.endpoint, Release(incoming.handoff.lease))
+        self.complete.append(incoming)
+
+    def _lose_all(self, endpoint: str, event: Event, reason: str) -> None:
+        for incoming in list(self.incoming.values()):
+            if incoming.holder.endpoint == endpoint:
+                self._lose(incoming, event, reason)
+
+    def _lose(self, incoming: Incoming, event: Event, reason: str) -> None:
+        """Ended without its sequence, and not by the router's wish."""
+        self._end(incoming, event, reason)
+        self.lost.append(Lost(incoming.handoff, event, reason))
+
+    def _end(self, incoming: Incoming, event: Event, reason: str) -> None:
+        incoming.state = self.moves.reader(incoming.state, event)
+        del self.incoming[incoming.holder.endpoint, incoming.handoff.lease]
+        for ticket in incoming.reads:
+            self._plane.abandon(ticket)
+        incoming.reads.clear()
+        self._pool.release(incoming.pool_holder)
+        if event not in (Event.PEER_LOST, Event.EXPIRED):
+            self._transport.send(
+                incoming.holder.endpoint, Release(incoming.handoff.lease, reason or event.value)
+            )
+
+    def _renew(self) -> None:
+        by_holder: dict[str, list[Incoming]] = {}
+        for incoming in self.incoming.values():
+            by_holder.setdefault(incoming.holder.endpoint, []).append(incoming)
+        for endpoint, ones in by_holder.items():
+            leases = [one.handoff.lease for one in ones]
+            self._transport.send(endpoint, Renew(leases, [len(one.remote_pages) for one in ones]))

@@ -1,0 +1,170 @@
+"""What the router knows of each worker: description, load, cached blocks, what it placed there.
+
+Pure. Load comes with every Tokens frame and Status, so it is never older than one step; what this
+router placed since then is added from its own books (`Booking`).
+"""
+
+from dataclasses import dataclass, field
+
+from ..protocol.messages import (
+    Compatibility,
+    Hello,
+    Peer,
+    Role,
+    Status,
+    WorkerDescription,
+    WorkerState,
+)
+
+UNKNOWN_RATE = 1000.0  # prefill tokens per second of a worker that has not computed any yet
+
+
+@dataclass(slots=True)
+class Booking:
+    """What one placed attempt will ask of a worker."""
+
+    tokens: int  # prompt tokens to compute; 0 once they are
+    pages: int
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker, as of its last word."""
+
+    peer: Peer
+    description: WorkerDescription
+    state: WorkerState
+    heard: float
+    cached: set[bytes] = field(default_factory=set)
+    counters: dict[str, float] = field(default_factory=dict)
+    bookings: dict[tuple[int, int], Booking] = field(default_factory=dict)
+    stuck: str = ""
+    draining: bool = False
+
+    @property
+    def role(self) -> Role:
+        return self.description.role
+
+    @property
+    def usable(self) -> bool:
+        """New work may be placed here."""
+        return not self.draining and not self.stuck
+
+    @property
+    def queue_tokens(self) -> int:
+        """Prompt tokens before a new one. Its own word covers other routers, the books the gap."""
+        booked = sum(booking.tokens for booking in self.bookings.values())
+        return max(self.state.waiting_tokens, booked)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.state.tokens_per_second or UNKNOWN_RATE
+
+    @property
+    def pages_taken(self) -> int:
+        booked = sum(booking.pages for booking in self.bookings.values())
+        return max(self.state.held_pages, booked)
+
+    def cached_blocks(self, hashes: list[bytes]) -> int:
+        """How many leading blocks of a prompt are cached here."""
+        for count, block_hash in enumerate(hashes):
+            if block_hash not in self.cached:
+                return count
+        return len(hashes)
+
+
+class Fleet:
+    """All workers by endpoint. Those that do not fit the first one are named, and not used."""
+
+    def __init__(self, silence_seconds: float):
+        self._silence_seconds = silence_seconds
+        self.workers: dict[str, Worker] = {}
+        self.misfits: dict[str, str] = {}  # endpoint: which field differs
+        self.joined = 0
+        self.left = 0
+
+    @property
+    def compatibility(self) -> Compatibility | None:
+        """What all usable workers share."""
+        for worker in self.workers.values():
+            return worker.description.compatibility
+        return None
+
+    @property
+    def page_slots(self) -> int:
+        for worker in self.workers.values():
+            return worker.description.page_slots
+        return 0
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt and answer that every worker can hold."""
+        return min((one.description.context_length for one in self.workers.values()), default=0)
+
+    def of_role(self, *roles: Role) -> list[Worker]:
+        return [one for one in self.workers.values() if one.role in roles and one.usable]
+
+    def knows(self, peer: Peer) -> bool:
+        worker = self.workers.get(peer.endpoint)
+        known = worker is not None and worker.peer.incarnation == peer.incarnation
+        return known or peer.endpoint in self.misfits
+
+    def hello(self, peer: Peer, message: Hello, now: float) -> bool:
+        """A worker joins, or says again what it is. False: it does not fit, see `misfits`."""
+        self.misfits.pop(peer.endpoint, None)
+        before = self.workers.get(peer.endpoint)
+        others = [one for one in self.workers.values() if one is not before]
+        if others:
+            reason = _difference(others[0].description, message.description)
+            if reason:
+                self.workers.pop(peer.endpoint, None)
+                self.misfits[peer.endpoint] = reason
+                return False
+        bookings = before.bookings if before and before.peer == peer else {}
+        self.joined += before is None
+        self.workers[peer.endpoint] = Worker(
+            peer, message.description, message.state, now, set(message.cached), {}, bookings
+        )
+        return True
+
+    def status(self, peer: Peer, message: Status, now: float) -> None:
+        """A known worker's beat."""
+        worker = self.workers.get(peer.endpoint)
+        if worker is None:
+            return
+        worker.heard = now
+        worker.state = message.state
+        worker.stuck = message.stuck
+        worker.counters = message.counters or worker.counters
+        worker.cached.difference_update(message.cached_removed)
+        worker.cached.update(message.cached_added)
+
+    def frame(self, peer: Peer, state: WorkerState, now: float) -> None:
+        """The state that rides in a Tokens frame."""
+        worker = self.workers.get(peer.endpoint)
+        if worker is not None:
+            worker.heard = now
+            worker.state = state
+
+    def lost(self, endpoint: str) -> Worker | None:
+        """Its link broke, or it said nothing for too long."""
+        self.misfits.pop(endpoint, None)
+        worker = self.workers.pop(endpoint, None)
+        self.left += worker is not None
+        return worker
+
+    def silent(self, now: float) -> list[str]:
+        """Workers that said nothing for too long although their link stands: they hang."""
+        limit = now - self._silence_seconds
+        return [endpoint for endpoint, one in self.workers.items() if one.heard < limit]
+
+
+def _difference(one: WorkerDescription, other: WorkerDescription) -> str:
+    """The first field in which two workers of one cluster must not differ."""
+    for name in Compatibility.__struct_fields__:
+        mine, theirs = getattr(one.compatibility, name), getattr(other.compatibility, name)
+        if mine != theirs:
+            return f"{name} is {theirs!r}, the cluster's is {mine!r}"
+    if one.page_slots != other.page_slots:
+        return f"page_slots is {other.page_slots}, the cluster's is {one.page_slots}"
+    return ""

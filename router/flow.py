@@ -1,0 +1,401 @@
+"""Requests in flight: place them, pass their tokens on once and in order, place them again. Pure.
+
+The flow keeps each request's prompt and what it has emitted. When a worker dies, the choices it
+was answering are prefilled again elsewhere with prompt and output so far; since a token is a pure
+function of its prefix and the request, the stream goes on with the same tokens. Every (choice,
+position) is accepted once; a second word that differs is counted as an alarm.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..protocol import blockhash
+from ..protocol.messages import (
+    Admitted,
+    Cancel,
+    Failed,
+    Message,
+    Peer,
+    Prefill,
+    PromptReport,
+    Tokens,
+)
+from ..protocol.seams import Transport
+from .fleet import Booking, Fleet
+from .placement import Entry, InFlight, Phase, Placement, Progress
+from .policy import Demand, choose
+from .request import Listener, Refusal, Stages, Submission
+
+REMEMBERED_STAGES = 4096
+
+
+@dataclass(slots=True)
+class FlowCounters:
+    """Plain numbers, read when the metrics are scraped."""
+
+    placed_local: int = 0
+    placed_remote: int = 0
+    placed_aggregated: int = 0
+    placed_prefill_only: int = 0
+    replaced: int = 0  # choices placed again after a loss
+    differing: int = 0  # alarm: two workers said different tokens for one position
+    repeated: int = 0
+    stale: int = 0  # words of attempts that are gone
+    failed: int = 0
+    pulled_bytes: int = 0
+    pulled_pages: int = 0
+    skipped_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    local_prefill_tokens: int = 512
+    failover_seconds: float = 15.0  # how long a request waits for a worker to appear
+    max_attempts: int = 8
+
+
+class Flow:
+    """All requests of one router; the `Requests` of the HTTP side."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        fleet: Fleet,
+        settings: FlowSettings,
+        now: Callable[[], float],
+        first_id: int,
+    ):
+        self._transport = transport
+        self._fleet = fleet
+        self._settings = settings
+        self._now = now
+        self._next_id = first_id
+        self.counters = FlowCounters()
+        self.in_flight: dict[int, InFlight] = {}
+        self._stages: OrderedDict[int, Stages] = OrderedDict()
+
+    # --- what the HTTP side asks ---------------------------------------------------------------
+
+    def submit(self, submission: Submission, listener: Listener) -> int:
+        """Take a request. Raises Refusal where no worker can serve it."""
+        self._next_id += 1
+        request = InFlight(
+            self._next_id,
+            submission,
+            listener,
+            self._now(),
+            [Progress() for _ in range(submission.choices)],
+        )
+        request.unplaced = [tuple(range(submission.choices))]
+        if not self._place(request):
+            raise Refusal(503, self._why_none(), retry_after=1.0)
+        self.in_flight[request.id] = request
+        return request.id
+
+    def stop_choice(self, request: int, choice: int) -> None:
+        """A stop string was found in this choice's text."""
+        flight = self.in_flight.get(request)
+        if flight is not None and not flight.progress[choice].ended:
+            for placement in list(flight.placements.values()):
+                if choice in placement.choices and len(placement.choices) > 1:
+                    self._send(placement.route.decode, Cancel(request, placement.attempt, choice))
+                elif choice in placement.choices:
+                    self._cancel_everywhere(flight, placement)
+            self._choice_ended(flight, choice)
+
+    def cancel(self, request: int) -> None:
+        """The client is gone."""
+        flight = self.in_flight.get(request)
+        if flight is not None:
+            self._abandon(flight)
+
+    def stages(self, request: int) -> Stages:
+        flight = self.in_flight.get(request)
+        return flight.stages if flight is not None else self._stages.get(request, Stages())
+
+    # --- what workers say ----------------------------------------------------------------------
+
+    def tokens(self, sender: Peer, frame: Tokens) -> None:
+        """One step's tokens of one worker."""
+        for report in frame.firsts:
+            self._report(sender, report)
+        logprobs = frame.logprobs or [None] * len(frame.requests)
+        for request, attempt, choice, position, token_id, finish, logprob in zip(
+            frame.requests,
+            frame.attempts,
+            frame.choices,
+            frame.positions,
+            frame.token_ids,
+            frame.finish,
+            logprobs,
+            strict=True,
+        ):
+            flight = self.in_flight.get(request)
+            placement = flight.placements.get(attempt) if flight is not None else None
+            if flight is None or placement is None:
+                self._stale(sender, request, attempt)
+                continue
+            if sender.endpoint == placement.route.decode and placement.phase is Phase.PREFILLING:
+                self._decoding(flight, placement)
+            if choice not in placement.choices:
+                if not finish:
+                    self._send(sender.endpoint, Cancel(request, attempt, choice))
+                continue
+            self._entry(flight, choice, position, Entry(token_id, logprob, finish))
+
+    def admitted(self, sender: Peer, message: Admitted) -> None:
+        """A hand-over is complete: the prefill worker is not needed any more."""
+        flight = self.in_flight.get(message.request)
+        placement = flight.placements.get(message.attempt) if flight is not None else None
+        if flight is None or placement is None:
+            self._stale(sender, message.request, message.attempt)
+            return
+        self.counters.pulled_bytes += message.pulled_bytes
+        self.counters.pulled_pages += message.pulled_pages
+        self.counters.skipped_pages += message.skipped_pages
+        flight.stages = replace(
+            flight.stages, transfer=message.transfer_seconds, admission_wait=message.wait_seconds
+        )
+        flight.admitted_at = self._now()
+        if placement.phase is Phase.PREFILLING:
+            self._decoding(flight, placement)
+        if placement.route.prefill not in self._fleet.workers:
+            self._report_lost(flight, placement, message.cached_tokens)
+
+    def failed(self, sender: Peer, message: Failed) -> None:
+        """A worker could not go on with an attempt."""
+        flight = self.in_flight.get(message.request)
+        placement = flight.placements.get(message.attempt) if flight is not None else None
+        if flight is None or placement is None:
+            return
+        if message.retryable:
+            self._place_again(flight, placement)
+        else:
+            self._fail(flight, 500, message.reason)
+
+    def worker_lost(self, endpoint: str) -> None:
+        """Everything that depends on this worker is placed again."""
+        for flight in list(self.in_flight.values()):
+            for placement in list(flight.placements.values()):
+                if placement.depends_on(endpoint):
+                    self._place_again(flight, placement)
+                elif endpoint == placement.route.prefill and not flight.reported:
+                    self._report_lost(flight, placement, 0)
+
+    def tick(self, now: float) -> float:
+        """Place what waits for a worker; end what waited too long. Returns when to look again."""
+        due = float("inf")
+        for flight in [one for one in self.in_flight.values() if one.unplaced]:
+            limit = flight.unplaced_since + self._settings.failover_seconds
+            if self._place(flight):
+                continue
+            if now >= limit:
+                self._fail(flight, 503, self._why_none())
+            else:
+                due = min(due, limit)
+        return due
+
+    # --- placing -------------------------------------------------------------------------------
+
+    def _place(self, flight: InFlight) -> bool:
+        """Send every unplaced group to workers; False if some must wait."""
+        while flight.unplaced:
+            group = flight.unplaced[0]
+            emitted = flight.progress[group[0]].emitted
+            token_ids = flight.submission.token_ids + emitted
+            demand = self._demand(flight, token_ids)
+            workers = list(self._fleet.workers.values())
+            route = choose(demand, workers, self._settings.local_prefill_tokens)
+            if route is None:
+                flight.unplaced_since = flight.unplaced_since or self._now()
+                return False
+            flight.unplaced.pop(0)
+            flight.attempts += 1
+            placement = Placement(flight.attempts, set(group), route, self._now())
+            flight.placements[placement.attempt] = placement
+            self._book(flight, placement, demand)
+            remote = route.decode if route.kind == "remote" else ""
+            submission = flight.submission
+            self._send(
+                route.prefill,
+                Prefill(
+                    flight.id,
+                    placement.attempt,
+                    self._transport.me,
+                    submission.model,
+                    submission.cache_salt,
+                    token_ids,
+                    flight.prompt_length,
+                    list(group),
+                    submission.sampling,
+                    remote,
+                ),
+            )
+        flight.unplaced_since = 0.0
+        return True
+
+    def _demand(self, flight: InFlight, token_ids: list[int]) -> Demand:
+        sampling = flight.submission.sampling
+        compatibility, slots = self._fleet.compatibility, self._fleet.page_slots
+        hashes: list[bytes] = []
+        # A scored prompt is computed whole, whatever is cached: its logits are the answer.
+        if compatibility is not None and sampling.prompt_logprobs < 0:
+            salt = flight.submission.cache_salt
+            root = blockhash.root(compatibility.model, compatibility.numeric_class, salt)
+            hashes = blockhash.extend(root, token_ids, slots)
+        left = sampling.max_tokens - (len(token_ids) - flight.prompt_length)
+        return Demand(len(token_ids), hashes, slots or 1, left <= 1)
+
+    def _book(self, flight: InFlight, placement: Placement, demand: Demand) -> None:
+        counted = f"placed_{placement.route.kind}"
+        setattr(self.counters, counted, getattr(self.counters, counted) + 1)
+        key = (flight.id, placement.attempt)
+        route = placement.route
+        prefill = self._fleet.workers[route.prefill]
+        prefill.bookings[key] = Booking(route.uncached, demand.pages)
+        if route.decode != route.prefill:
+            self._fleet.workers[route.decode].bookings[key] = Booking(0, demand.pages)
+
+    def _unbook(self, flight: InFlight, placement: Placement, endpoint: str) -> None:
+        worker = self._fleet.workers.get(endpoint)
+        if worker is not None:
+            worker.bookings.pop((flight.id, placement.attempt), None)
+
+    def _place_again(self, flight: InFlight, placement: Placement) -> None:
+        self._cancel_everywhere(flight, placement)
+        self._remove(flight, placement, Phase.GONE)
+        groups = flight.regroup(placement.choices)
+        self.counters.replaced += len(placement.choices)
+        if flight.attempts + len(groups) > self._settings.max_attempts + flight.submission.choices:
+            self._fail(flight, 503, f"{flight.attempts} attempts on several workers failed")
+            return
+        flight.unplaced += groups
+        self._place(flight)
+
+    def _cancel_everywhere(self, flight: InFlight, placement: Placement) -> None:
+        for endpoint in {placement.route.prefill, placement.route.decode}:
+            if endpoint in self._fleet.workers:
+                self._send(endpoint, Cancel(flight.id, placement.attempt))
+
+    def _remove(self, flight: InFlight, placement: Placement, phase: Phase) -> None:
+        placement.move(phase)
+        del flight.placements[placement.attempt]
+        self._unbook(flight, placement, placement.route.prefill)
+        self._unbook(flight, placement, placement.route.decode)
+
+    # --- passing on ----------------------------------------------------------------------------
+
+    def _decoding(self, flight: InFlight, placement: Placement) -> None:
+        placement.move(Phase.DECODING)
+        if placement.route.prefill != placement.route.decode:
+            self._unbook(flight, placement, placement.route.prefill)
+
+    def _report(self, sender: Peer, report: PromptReport) -> None:
+        flight = self.in_flight.get(report.request)
+        placement = flight.placements.get(report.attempt) if flight is not None else None
+        if flight is None or placement is None:
+            return
+        worker = self._fleet.workers.get(sender.endpoint)
+        booking = worker and worker.bookings.get((flight.id, placement.attempt))
+        if booking:
+            booking.tokens = 0
+        if not flight.reported:
+            flight.stages = replace(
+                flight.stages, queue=report.queue_seconds, prefill=report.prefill_seconds
+            )
+            self._give_report(flight, report)
+
+    def _report_lost(self, flight: InFlight, placement: Placement, cached_tokens: int) -> None:
+        """The prefill worker died after the hand-over and before its own word arrived."""
+        if flight.reported:
+            return
+        if flight.submission.sampling.prompt_logprobs >= 0:
+            self._place_again(flight, placement)  # nobody else knows the prompt's scores
+            return
+        self._give_report(
+            flight, PromptReport(flight.id, placement.attempt, cached_tokens, -1.0, -1.0)
+        )
+
+    def _give_report(self, flight: InFlight, report: PromptReport) -> None:
+        flight.reported = True
+        flight.listener.prompt(report)
+        for choice in range(len(flight.progress)):
+            self._drain(flight, choice)
+
+    def _entry(self, flight: InFlight, choice: int, position: int, entry: Entry) -> None:
+        progress = flight.progress[choice]
+        expected = flight.prompt_length + len(progress.emitted)
+        if position < expected:
+            self.counters.repeated += 1
+            index = position - flight.prompt_length
+            if index >= 0 and progress.emitted[index] != entry.token_id:
+                self.counters.differing += 1
+            return
+        progress.early[position] = entry
+        self._drain(flight, choice)
+
+    def _drain(self, flight: InFlight, choice: int) -> None:
+        progress = flight.progress[choice]
+        while flight.reported and progress.early and not progress.ended:
+            position = flight.prompt_length + len(progress.emitted)
+            entry = progress.early.pop(position, None)
+            if entry is None:
+                return
+            if entry.token_id >= 0:
+                progress.emitted.append(entry.token_id)
+            if len(progress.emitted) == 2 and flight.stages.first_decode_step < 0:
+                self._note_first_step(flight)
+            if entry.finish:
+                self._choice_ended(flight, choice)
+            flight.listener.token(choice, entry.token_id, entry.logprobs, entry.finish)
+
+    def _note_first_step(self, flight: InFlight) -> None:
+        if flight.admitted_at >= 0:
+            step = self._now() - flight.admitted_at
+            flight.stages = replace(flight.stages, first_decode_step=step)
+
+    # --- ends ----------------------------------------------------------------------------------
+
+    def _choice_ended(self, flight: InFlight, choice: int) -> None:
+        flight.progress[choice].ended = True
+        for placement in list(flight.placements.values()):
+            placement.choices.discard(choice)
+            if not placement.choices:
+                self._remove(flight, placement, Phase.DONE)
+        flight.unplaced = [
+            kept for group in flight.unplaced if (kept := tuple(c for c in group if c != choice))
+        ]
+        if all(progress.ended for progress in flight.progress):
+            self._forget(flight)
+
+    def _abandon(self, flight: InFlight) -> None:
+        for placement in list(flight.placements.values()):
+            self._cancel_everywhere(flight, placement)
+            self._remove(flight, placement, Phase.GONE)
+        self._forget(flight)
+
+    def _fail(self, flight: InFlight, status: int, reason: str) -> None:
+        self.counters.failed += 1
+        self._abandon(flight)
+        flight.listener.failed(status, reason)
+
+    def _forget(self, flight: InFlight) -> None:
+        self.in_flight.pop(flight.id, None)
+        self._stages[flight.id] = flight.stages
+        while len(self._stages) > REMEMBERED_STAGES:
+            self._stages.popitem(last=False)
+
+    def _stale(self, sender: Peer, request: int, attempt: int) -> None:
+        self.counters.stale += 1
+        self._send(sender.endpoint, Cancel(request, attempt))
+
+    def _send(self, endpoint: str, message: Message) -> None:
+        self._transport.send(endpoint, message)
+
+    def _why_none(self) -> str:
+        """Why no worker can take a request now."""
+        workers = self._fleet.workers.values()
+        roles = sorted({one.role for one in workers if one.usable})
+        have = f"only {' and '.join(roles)} workers are usable" if roles else "no worker is usable"
+        return f"no route: {have}; a prefill and a decode worker (or an aggregated one) are needed"

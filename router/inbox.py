@@ -1,0 +1,84 @@
+"""The router's ear: what workers say goes to the fleet's books and to the flow. Pure."""
+
+import logging
+
+from ..protocol.messages import (
+    Admitted,
+    Drain,
+    Failed,
+    Hello,
+    Identify,
+    Message,
+    Peer,
+    Status,
+    Tokens,
+)
+from ..protocol.seams import Arrival, Connected, Disconnected, Received, Transport
+from .fleet import Fleet
+from .flow import Flow
+
+log = logging.getLogger("penstock.router")
+
+
+class Inbox:
+    """One turn of the router: receive, tell fleet and flow, look after what waits."""
+
+    def __init__(self, transport: Transport, fleet: Fleet, flow: Flow):
+        self._transport = transport
+        self._fleet = fleet
+        self._flow = flow
+
+    def turn(self, now: float) -> None:
+        """Everything that is due."""
+        for arrival in self._transport.receive():
+            self._take(arrival, now)
+        for endpoint in self._fleet.silent(now):
+            self._lost(endpoint, "said nothing for too long")
+        self._flow.tick(now)
+
+    def _take(self, arrival: Arrival, now: float) -> None:
+        match arrival:
+            case Received(sender, message):
+                self._message(sender, message, now)
+            case Disconnected(endpoint):
+                self._lost(endpoint, "its link broke")
+            case Connected():
+                pass
+
+    def _message(self, sender: Peer, message: Message, now: float) -> None:
+        if isinstance(message, Hello):
+            self._joined(sender, message, now)
+            return
+        if not self._fleet.knows(sender):
+            self._transport.send(sender.endpoint, Identify())
+            return
+        match message:
+            case Tokens():
+                self._fleet.frame(sender, message.state, now)
+                self._flow.tokens(sender, message)
+            case Admitted():
+                self._flow.admitted(sender, message)
+            case Failed():
+                log.warning("%s: request %d: %s", sender.name, message.request, message.reason)
+                self._flow.failed(sender, message)
+            case Status():
+                self._fleet.status(sender, message, now)
+            case Drain():
+                self._lost(sender.endpoint, "it is leaving")
+            case _:
+                pass  # a word between workers
+
+    def _joined(self, sender: Peer, message: Hello, now: float) -> None:
+        before = self._fleet.workers.get(sender.endpoint)
+        if before is not None and before.peer.incarnation != sender.incarnation:
+            self._lost(sender.endpoint, "it started again")
+        if self._fleet.hello(sender, message, now):
+            log.info("%s joined as %s", sender.name, message.description.role)
+        else:
+            log.error("%s is not used: %s", sender.name, self._fleet.misfits[sender.endpoint])
+
+    def _lost(self, endpoint: str, why: str) -> None:
+        worker = self._fleet.lost(endpoint)
+        if worker is not None:
+            log.warning("%s left: %s", worker.peer.name, why)
+            self._flow.worker_lost(endpoint)
