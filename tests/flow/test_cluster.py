@@ -3,7 +3,6 @@
 import pytest
 
 from penstock.protocol.messages import Admitted, Published, Release, Tokens
-
 from support.cluster import Cluster
 from support.fakes import true_tokens
 
