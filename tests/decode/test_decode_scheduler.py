@@ -1,0 +1,92 @@
+"""Decode's batch decisions."""
+
+from penstock.decode.admission import allowance
+from penstock.decode.scheduler import DecodeScheduler
+from penstock.engine.chunking import Blocks
+from penstock.engine.sequence import Sequence
+from penstock.protocol.messages import Peer, Prefill, Sampling
+from penstock.protocol.pages import PagePool
+from support.cluster import COMPATIBILITY
+
+ROUTER = Peer("r", 1, "r")
+NEVER = float("inf")
+
+
+def make(pages=16, chunk=8, batch=8):
+    pool = PagePool([0] * pages)
+    blocks = Blocks(pool, COMPATIBILITY, 4)
+    return pool, blocks, DecodeScheduler(blocks, chunk, batch)
+
+
+def sequence(request: int, length: int, arrived: float) -> Sequence:
+    tokens = [request] * length
+    prefill = Prefill(request, 1, ROUTER, "m", "", tokens, length, [0], Sampling(seed=1))
+    return Sequence(prefill, [0], tokens, arrived=arrived)
+
+
+def running(pool, schedule, request: int, length: int, arrived: float) -> Sequence:
+    """As after a hand-over: all but the last token computed."""
+    one = sequence(request, length, arrived)
+    one.pages = pool.take(one.holder, -(-(length - 1) // 4))
+    one.computed = length - 1
+    one.sealed = one.computed // 4
+    schedule.join(one)
+    return one
+
+
+def parts(step):
+    return [(one.sequence.prefill.request, one.start, one.count, one.draw) for one in step.slices]
+
+
+def test_every_running_sequence_gets_one_token_and_the_rest_goes_to_prompts():
+    pool, blocks, schedule = make()
+    running(pool, schedule, 1, 5, 0.0)
+    running(pool, schedule, 2, 6, 1.0)
+    schedule.add(sequence(3, 12, 2.0))
+    step = schedule.next_step(NEVER, 5.0)
+    assert parts(step) == [(1, 4, 1, (0,)), (2, 5, 1, (0,)), (3, 0, 8, ())]
+
+
+def test_the_youngest_gives_its_pages_up_and_the_oldest_never():
+    pool, blocks, schedule = make(pages=4)
+    old = running(pool, schedule, 1, 9, 0.0)  # 2 full pages: needs a third now
+    young = running(pool, schedule, 2, 9, 1.0)
+    step = schedule.next_step(NEVER, 5.0)
+    assert parts(step) == [(1, 8, 1, (0,))]
+    assert schedule.running == [old] and schedule.waiting == [young]
+    assert young.pages == [] and young.computed == 0 and schedule.preemptions == 1
+    schedule.remove(old)
+    assert parts(schedule.next_step(NEVER, 6.0)) == [(2, 0, 8, ())]
+
+
+def test_equal_arrivals_do_not_wait_for_each_other():
+    pool, blocks, schedule = make(pages=4)
+    running(pool, schedule, 1, 9, 0.0)
+    running(pool, schedule, 2, 9, 0.0)
+    assert len(schedule.next_step(NEVER, 5.0).slices) == 1
+
+
+def test_local_prompts_do_not_overtake_older_hand_overs_nor_the_reverse():
+    pool, blocks, schedule = make()
+    schedule.add(sequence(1, 8, 2.0))
+    assert schedule.next_step(1.0, 5.0) is None
+    assert allowance(schedule).before == 2.0
+    assert parts(schedule.next_step(3.0, 5.0)) == [(1, 0, 8, (0,))]
+    assert allowance(schedule).before == NEVER
+
+
+def test_growth_of_what_runs_keeps_headroom():
+    pool, blocks, schedule = make(pages=6)
+    for request in (1, 2):
+        running(pool, schedule, request, 4, float(request))
+    schedule.add(sequence(3, 12, 9.0))  # 3 pages of 4 free, but 2 may be needed to grow
+    assert len(schedule.next_step(NEVER, 9.0).slices) == 2
+    assert allowance(schedule).headroom == 2
+
+
+def test_the_batch_is_bounded():
+    pool, blocks, schedule = make(batch=2)
+    for request in range(3):
+        schedule.add(sequence(request, 2, float(request)))
+    step = schedule.next_step(NEVER, 5.0)
+    assert len(step.slices) == 2 and allowance(schedule).sequences == 0
