@@ -238,9 +238,7 @@ class DecodeWorker:
         sequence = part.sequence
         position = len(sequence.token_ids)
         going_on: list[tuple[int, int]] = []
-        for choice, token_id, logprobs in zip(
-            part.draw, drawn.token_ids, drawn.logprobs, strict=True
-        ):
+        for choice, (token_id, logprobs) in zip(part.draw, drawn.pairs, strict=True):
             finish = finish_reason(sequence, token_id, self._context_length)
             frames.token(sequence, choice, position, token_id, finish, logprobs)
             self._generated += 1
@@ -288,7 +286,7 @@ class DecodeWorker:
         )
 
     def _counters(self) -> dict[str, float]:
-        return {
+        counters: dict[str, float] = {
             "tokens_generated": self._generated,
             "tokens_computed": self._rates.tokens,
             "steps": self._rates.steps,
@@ -297,7 +295,7 @@ class DecodeWorker:
             "evictions": self._blocks.pool.evictions,
             "pulled_bytes": self._reader.bytes_read,
             "longest_gap_seconds": self._pulse.take_longest_gap(),
-        } | {
-            f"handover {state.value}: {event.value}": count
-            for (state, event), count in self._reader.moves.counts.items()
         }
+        for (state, event), count in self._reader.moves.counts.items():
+            counters[f"handover {state.value}: {event.value}"] = count
+        return counters

@@ -4,7 +4,9 @@ The server builds a Step out of Sequences, the engine (a runner on its own threa
 whose tokens are a hash) answers a StepResult with one entry per slice.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol
 
 from ..protocol.messages import TokenLogprobs
@@ -39,12 +41,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One slice's answer: a token (and its log-probabilities, where wanted) per drawn choice."""
+    """One slice's answer: a token per drawn choice, and its log-probabilities where wanted."""
 
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    logprobs: tuple[TokenLogprobs | None, ...] = ()  # empty, or one per token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of positions start+1.. within the prompt
     error: str = ""  # this slice alone has no answer (its logits are not finite)
+
+    @property
+    def pairs(self) -> Iterator[tuple[int, TokenLogprobs | None]]:
+        """Each token with its log-probabilities or None."""
+        return zip(self.token_ids, self.logprobs or repeat(None), strict=False)
 
 
 @dataclass(frozen=True, slots=True)

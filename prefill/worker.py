@@ -178,17 +178,16 @@ class PrefillWorker:
             self._publish(sequence, None)
             return
         frames.prompt(sequence, now)
-        first = FirstTokens(list(part.draw), list(drawn.token_ids), [], list(drawn.logprobs))
+        first = FirstTokens(list(part.draw), list(drawn.token_ids), [], [])
         position = len(sequence.token_ids)
         if not part.draw:
             for choice in sequence.choices:  # max_tokens 0: the prompt was only scored
                 frames.token(sequence, choice, position, -1, "length", None)
-        for choice, token_id, logprobs in zip(
-            part.draw, drawn.token_ids, drawn.logprobs, strict=True
-        ):
+        for choice, (token_id, logprobs) in zip(part.draw, drawn.pairs, strict=True):
             finish = finish_reason(sequence, token_id, self._context_length)
             frames.token(sequence, choice, position, token_id, finish, logprobs)
             first.finish.append(finish)
+            first.logprobs.append(logprobs)
         if "" in first.finish and not sequence.prefill.decode_at:
             self._fail(sequence, "a prefill worker was asked to answer by itself", retryable=False)
             return
@@ -237,13 +236,13 @@ class PrefillWorker:
         )
 
     def _counters(self) -> dict[str, float]:
-        return {
+        counters: dict[str, float] = {
             "prompt_tokens_computed": self._rates.tokens,
             "steps": self._rates.steps,
             "failures": self._failures,
             "evictions": self._blocks.pool.evictions,
             "longest_gap_seconds": self._pulse.take_longest_gap(),
-        } | {
-            f"handover {state.value}: {event.value}": count
-            for (state, event), count in self._holder.moves.counts.items()
         }
+        for (state, event), count in self._holder.moves.counts.items():
+            counters[f"handover {state.value}: {event.value}"] = count
+        return counters

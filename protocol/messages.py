@@ -267,6 +267,7 @@ class WorkerDescription(Struct, frozen=True):
     kernels: str
     device: str
     pid: int
+    transport: str = ""  # what the plane really uses, for people
 
 
 class Hello(Struct, frozen=True, tag="hello", array_like=True):

@@ -16,10 +16,21 @@ the cached one and the other stays private, so that page tables are append-only.
 """
 
 import heapq
-from collections.abc import Hashable, Iterable, MutableSequence, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from enum import Enum
+from typing import Protocol
 
 Holder = Hashable
+
+
+class Generations(Protocol):
+    """One counter per page, in memory that remote readers may look at."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, page: int, /) -> int: ...
+
+    def __setitem__(self, page: int, generation: int, /) -> None: ...
 
 
 class PageState(Enum):
@@ -42,7 +53,7 @@ MOVES: dict[PageState, frozenset[PageState]] = {
 class PagePool:
     """All pages of one worker. `generations` is the memory that remote readers look at."""
 
-    def __init__(self, generations: MutableSequence[int]):
+    def __init__(self, generations: Generations):
         count = len(generations)
         self._generations = generations
         self._state = [PageState.FREE] * count

@@ -79,6 +79,10 @@ class Flow:
 
     def submit(self, submission: Submission, listener: Listener) -> int:
         """Take a request. Raises Refusal where no worker can serve it."""
+        longest = self._fleet.context_length
+        if 0 < longest < len(submission.token_ids):
+            reason = f"the workers' memory holds {longest} tokens; the prompt has"
+            raise Refusal(400, f"{reason} {len(submission.token_ids)}", "prompt")
         self._next_id += 1
         request = InFlight(
             self._next_id,

@@ -21,17 +21,20 @@ log = logging.getLogger("penstock.router")
 
 
 class Inbox:
-    """One turn of the router: receive, tell fleet and flow, look after what waits."""
+    """Every arrival told to fleet and flow; and what waits looked after."""
 
     def __init__(self, transport: Transport, fleet: Fleet, flow: Flow):
         self._transport = transport
         self._fleet = fleet
         self._flow = flow
 
-    def turn(self, now: float) -> None:
-        """Everything that is due."""
-        for arrival in self._transport.receive():
+    def deliver(self, arrivals: list[Arrival], now: float) -> None:
+        """What the transport received."""
+        for arrival in arrivals:
             self._take(arrival, now)
+
+    def tick(self, now: float) -> None:
+        """Time went on: silent workers, requests that wait for one."""
         for endpoint in self._fleet.silent(now):
             self._lost(endpoint, "said nothing for too long")
         self._flow.tick(now)
@@ -73,6 +76,7 @@ class Inbox:
         if before is not None and before.peer.incarnation != sender.incarnation:
             self._lost(sender.endpoint, "it started again")
         if self._fleet.hello(sender, message, now):
+            self._transport.connect(sender.endpoint)  # the link tells at once when it dies
             log.info("%s joined as %s", sender.name, message.description.role)
         else:
             log.error("%s is not used: %s", sender.name, self._fleet.misfits[sender.endpoint])
@@ -81,4 +85,5 @@ class Inbox:
         worker = self._fleet.lost(endpoint)
         if worker is not None:
             log.warning("%s left: %s", worker.peer.name, why)
+            self._transport.forget(endpoint)
             self._flow.worker_lost(endpoint)

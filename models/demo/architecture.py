@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-
 QUERY_BLOCK = 128  # queries that share one matrix product
 SCORE_BLOCK = 256  # positions whose logits are alive at once
 

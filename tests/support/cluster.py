@@ -139,7 +139,8 @@ class Cluster:
         self.now += 0.01
         for worker in list(self.workers.values()):
             worker.worker.turn(self.now)
-        self.inbox.turn(self.now)
+        self.inbox.deliver(self.mailbox.receive(), self.now)
+        self.inbox.tick(self.now)
         for worker in self.workers.values():
             if not worker.engine.busy:
                 worker.pool.check()

@@ -72,6 +72,7 @@ class Mailbox:
 
     def forget(self, endpoint: str) -> None:
         self.spoken.discard(endpoint)
+        self.wanted.discard(endpoint)
 
 
 class Memory:

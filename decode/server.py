@@ -1,0 +1,55 @@
+"""The decode process (or the aggregated one): open what it stands on, turn until told to stop."""
+
+from ..engine.station import Station, open_station
+from ..kvtransfer.open import open_plane
+from ..kvtransfer.plane import Plane, PlaneSettings
+from ..kvtransfer.reader import Reader, ReaderSettings
+from ..protocol.clusterkey import ClusterKey
+from ..protocol.config import Config
+from ..protocol.lifeline import report
+from ..protocol.memory import PageMemory
+from ..protocol.messages import Role
+from .scheduler import DecodeScheduler
+from .worker import DecodeWorker, Parts
+
+
+def main(config: Config, name: str, role: Role = "decode") -> int:
+    """Run the worker called `name` of the configuration; returns the exit status."""
+    settings = config.worker(role, name)
+    lifeline = report(name)
+
+    def plane_for(memory: PageMemory, unique: str, key: ClusterKey | None) -> Plane:
+        curve = (key.public.encode(), key.secret.encode()) if key is not None else None
+        host = settings.advertise or settings.host
+        return open_plane(settings.kv_transport, PlaneSettings(memory, unique, host, curve=curve))
+
+    station, plane = open_station(config, role, settings, plane_for, lifeline.progress)
+    worker = build(station, plane)
+    lifeline.catch_signals()
+    lifeline.ready(**station.facts())
+    station.drive(worker, lambda: lifeline.stopping, lifeline.filenos())
+    station.close()
+    plane.close()
+    return 0
+
+
+def build(station: Station, plane: Plane) -> DecodeWorker:
+    """The worker on its station."""
+    settings = station.settings
+    reading = ReaderSettings(
+        settings.page_slots,
+        station.compatibility.page_bytes,
+        renew_every=settings.lease_seconds / 4,
+    )
+    return DecodeWorker(
+        Parts(
+            station.mailbox,
+            Reader(station.pool, station.mailbox, plane, station.compatibility, reading),
+            station.loaded.engine,
+            station.blocks,
+            DecodeScheduler(station.blocks, settings.chunk_tokens, settings.max_batch),
+            station.membership,
+            station.pulse,
+            station.context_length,
+        )
+    )

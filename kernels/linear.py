@@ -1,0 +1,59 @@
+"""A linear layer whose weight is packed once and whose rows do not know each other.
+
+    out = x weight^T + bias
+
+On a CPU the weight is laid out once by oneDNN for its own matrix product (the layout of the
+checkpoint may then be released). One row alone takes another path there, with another order of
+sums, when it is fp32 or its rows are long: so one row is computed as two. From two rows on no
+row's bits depended on the number of rows, at every width and shape tried (exactness.py asks again
+at start). Elsewhere, or where oneDNN lacks the dtype, this is torch's linear, and .how says so.
+
+T tokens in the batch, I inputs, O outputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    weight: Tensor  # opaque where packed, [O, I] where not
+    bias_O: Tensor | None
+    outputs: int
+    inputs: int
+    how: str  # "onednn" or "torch"
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        rows = x_TI.shape[0]
+        if rows == 1 and x_TI.device.type == "cpu":
+            return self._product(torch.cat((x_TI, x_TI)))[:1]
+        if rows == 0:
+            return x_TI.new_empty(0, self.outputs)
+        return self._product(x_TI)
+
+    def _product(self, x_TI: Tensor) -> Tensor:
+        if self.how == "torch":
+            return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
+        return torch.ops.mkldnn._linear_pointwise(
+            x_TI.contiguous(), self.weight, self.bias_O, "none", [], ""
+        )
+
+
+def pack_linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> PackedLinear:
+    """The result holds its own copy where it packs; the caller may drop weight_OI."""
+    outputs, inputs = weight_OI.shape
+    if not _packs(weight_OI):
+        return PackedLinear(weight_OI, bias_O, outputs, inputs, "torch")
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), 16)
+    return PackedLinear(packed, bias_O, outputs, inputs, "onednn")
+
+
+def _packs(weight_OI: Tensor) -> bool:
+    if weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight_OI.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight_OI.dtype == torch.float32

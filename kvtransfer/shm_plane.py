@@ -1,0 +1,299 @@
+"""The shared-memory plane: the peer's memory file is mapped and its pages are copied by us.
+
+For processes of one user on one host. Every byte is moved by this process inside `progress`, so a
+read is quiet the moment it completes or is abandoned, whatever the peer does. A peer's death is
+seen through its pidfd: its pages would still be readable, but a dead holder's words (lease,
+generation) are worth nothing, so its reads fail here as on every other plane.
+
+Order between the copy and the reading of the generations: x86 performs loads in program order.
+Elsewhere (ARM) `_fence` puts a lock's release after the copy and its acquire before the
+generations; that was never run.
+"""
+
+import mmap
+import os
+import platform
+import select
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ..protocol.memory import PageMemory
+from .plane import Completion, PlaneError, PlaneSettings
+from .targets import (
+    Indices,
+    Targets,
+    check_page_bytes,
+    check_same_length,
+    page_bytes_view,
+    page_indices,
+    require_host_memory,
+    runs,
+)
+
+ORDERED_LOADS = platform.machine() in ("x86_64", "AMD64")
+
+
+class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="shm-1"):
+    """Where the memory file is found, and what shows that it is the one that was meant."""
+
+    boot: str
+    pid_namespace: str
+    pid: int
+    started: int  # in clock ticks after boot: tells a recycled pid
+    file: int
+    inode: int
+    file_bytes: int
+    generations_offset: int
+    pages_offset: int
+    page_bytes: int
+    page_count: int
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    endpoint: str
+    incarnation: int
+    metadata: bytes
+    words: Metadata
+    process: int  # pidfd
+    mapping: mmap.mmap
+    pages: memoryview = field(init=False)
+    generations: memoryview = field(init=False)
+
+    def __post_init__(self) -> None:
+        words, whole = self.words, memoryview(self.mapping)
+        start = words.generations_offset
+        self.generations = whole[start : start + words.page_count * 8].cast("Q")
+        start = words.pages_offset
+        self.pages = whole[start : start + words.page_count * words.page_bytes]
+        whole.release()
+
+    @property
+    def alive(self) -> bool:
+        poll = select.poll()
+        poll.register(self.process, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        self.generations.release()
+        self.pages.release()
+        self.mapping.close()
+        os.close(self.process)
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    ticket: int
+    peer: _Peer
+    remote: Indices
+    local: Indices
+    runs: deque[tuple[int, int, int]]  # byte ranges left: from, to, length
+    failed: str = ""
+
+
+class ShmPlane:
+    """Reads peers' pages out of their memory files."""
+
+    name = "shm"
+    path = "shm (memory file of the peer, copied by the reader)"
+
+    def __init__(self, settings: PlaneSettings) -> None:
+        memory = settings.memory
+        require_host_memory(memory, self.name)
+        if memory.file < 0:
+            raise PlaneError("the shm plane needs pages in a memory file")
+        self._memory = memory
+        self._bytes_per_call = max(1, settings.bytes_per_post)
+        self._metadata = msgspec.msgpack.encode(_describe(memory))
+        self._pages = page_bytes_view(memory)
+        self._targets = Targets(memory.page_count)
+        self._peers: dict[str, _Peer] = {}
+        self._reads: deque[_Read] = deque()
+        self._ended: list[_Read] = []
+        self._tickets = 0
+
+    def metadata(self) -> bytes:
+        return self._metadata
+
+    def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
+        known = self._peers.get(endpoint)
+        if known and known.incarnation > incarnation:
+            raise PlaneError(f"{endpoint} is known under a newer incarnation")
+        if known and known.metadata == metadata and known.alive:
+            known.incarnation = incarnation
+            return
+        try:
+            words = msgspec.msgpack.decode(metadata, type=Metadata)
+        except msgspec.MsgspecError as error:
+            raise PlaneError(f"{endpoint} sent no shm metadata: {error}") from error
+        check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
+        process, mapping = _open(endpoint, words)
+        self.remove_peer(endpoint)
+        self._peers[endpoint] = _Peer(endpoint, incarnation, metadata, words, process, mapping)
+
+    def remove_peer(self, endpoint: str) -> None:
+        peer = self._peers.pop(endpoint, None)
+        if peer is None:
+            return
+        for read in [read for read in self._reads if read.peer is peer]:
+            self._fail(read, "the peer was removed")
+        peer.close()
+
+    def read(self, endpoint: str, remote: Sequence[int], local: Sequence[int]) -> int:
+        peer = self._peers.get(endpoint)
+        if peer is None:
+            raise PlaneError(f"{endpoint} is not a known peer")
+        check_same_length(remote, local)
+        theirs = page_indices(remote, peer.words.page_count, "remote")
+        ours = page_indices(local, self._memory.page_count, "local")
+        self._targets.take(ours)
+        size = self._memory.page_bytes
+        stretches = deque(
+            (source * size, target * size, count * size)
+            for source, target, count in runs(theirs, ours)
+        )
+        self._tickets += 1
+        self._reads.append(_Read(self._tickets, peer, theirs, ours, stretches))
+        return self._tickets
+
+    def abandon(self, ticket: int) -> None:
+        for read in self._reads:
+            if read.ticket == ticket:
+                self._fail(read, "abandoned")
+                return
+
+    def quiet(self, ticket: int) -> bool:
+        return all(read.ticket != ticket for read in self._reads)
+
+    def progress(self) -> list[Completion]:
+        completions = [Completion(read.ticket, read.failed, (), True) for read in self._ended]
+        self._ended.clear()
+        left = self._bytes_per_call
+        # Each open read gets its turn first in one call after another.
+        for _ in range(len(self._reads)):
+            if left <= 0:
+                break
+            read = self._reads[0]
+            self._reads.rotate(-1)
+            if not read.peer.alive:
+                self._fail(read, f"{read.peer.endpoint} died while being read")
+                continue
+            left = self._copy(read, left)
+            if not read.runs:
+                completions.append(self._complete(read))
+        return completions
+
+    def _copy(self, read: _Read, left: int) -> int:
+        theirs, ours = read.peer.pages, self._pages
+        while read.runs and left > 0:
+            source, target, length = read.runs.popleft()
+            now = min(length, left)
+            ours[target : target + now] = theirs[source : source + now]
+            left -= now
+            if now < length:
+                read.runs.appendleft((source + now, target + now, length - now))
+        return left
+
+    def _complete(self, read: _Read) -> Completion:
+        _fence()
+        generations = read.peer.generations
+        values = tuple(generations[page] for page in read.remote.tolist())
+        self._reads.remove(read)
+        self._targets.give_back(read.local)
+        return Completion(read.ticket, "", values, True)
+
+    def _fail(self, read: _Read, reason: str) -> None:
+        read.failed = reason
+        self._reads.remove(read)
+        self._targets.give_back(read.local)
+        self._ended.append(read)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._reads or self._ended)
+
+    def close(self) -> None:
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
+        self._reads.clear()
+        self._ended.clear()
+        self._pages.release()
+
+
+def _describe(memory: PageMemory) -> Metadata:
+    pid = os.getpid()
+    state = os.fstat(memory.file)
+    return Metadata(
+        boot=_boot(),
+        pid_namespace=_pid_namespace(),
+        pid=pid,
+        started=_started(pid),
+        file=memory.file,
+        inode=state.st_ino,
+        file_bytes=state.st_size,
+        generations_offset=0,
+        pages_offset=memory.pages_offset,
+        page_bytes=memory.page_bytes,
+        page_count=memory.page_count,
+    )
+
+
+def _open(endpoint: str, words: Metadata) -> tuple[int, mmap.mmap]:
+    """The peer's pidfd and its pages, or the sentence why this plane cannot read that peer."""
+    if words.boot != _boot():
+        raise PlaneError(f"{endpoint} is on another host: shm serves one host, use nixl or zmq")
+    if words.pid_namespace != _pid_namespace():
+        raise PlaneError(f"{endpoint} is in another container: share the pid namespace, or use zmq")
+    needed = words.pages_offset + words.page_count * words.page_bytes
+    if not 0 <= words.page_count * 8 <= words.pages_offset or needed > words.file_bytes:
+        raise PlaneError(f"{endpoint}: its metadata does not fit its memory file")
+    process = -1
+    try:
+        process = os.pidfd_open(words.pid)
+        if _started(words.pid) != words.started:
+            raise PlaneError(f"{endpoint} is gone: its pid {words.pid} is another process now")
+        file = os.open(f"/proc/{words.pid}/fd/{words.file}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            state = os.fstat(file)
+            if (state.st_ino, state.st_size) != (words.inode, words.file_bytes):
+                raise PlaneError(f"{endpoint}: descriptor {words.file} is not its memory file")
+            return process, mmap.mmap(file, words.file_bytes, prot=mmap.PROT_READ)
+        finally:
+            os.close(file)
+    except (OSError, OverflowError, ValueError) as error:
+        _close(process)
+        raise PlaneError(f"{endpoint}: its memory file cannot be opened: {error}") from error
+    except PlaneError:
+        _close(process)
+        raise
+
+
+def _close(file: int) -> None:
+    if file >= 0:
+        os.close(file)
+
+
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _started(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
+
+def _fence(lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 (one lock is meant)
+    if not ORDERED_LOADS:
+        for _ in range(2):
+            lock.acquire()
+            lock.release()

@@ -1,0 +1,217 @@
+"""The holder's half of the ZeroMQ plane: answers asks for pages, and what both halves say.
+
+An ask names pages; the answer is one header frame and one body frame, the pages in the order
+asked. The body is gathered into a buffer of ours before ZeroMQ sees it, so a page granted again
+while the body waits in a queue changes nothing, and a peer that stands still never keeps a page.
+Asks of one peer are answered in order, so the counters asked for last were read after every body
+was copied out: that order is the whole safety of the plane.
+
+A peer proves by the token in our metadata that the control plane knows it. What cannot be parsed
+or carries another token is counted, and its connection is deaf from then on (ZeroMQ cannot close
+one connection of many; an oversized frame it does cut by itself).
+"""
+
+import hmac
+import secrets
+from collections import deque
+
+import msgspec
+import numpy
+import zmq
+
+from ..protocol.memory import PageMemory
+from .plane import PlaneError, PlaneSettings
+from .targets import generations_view, page_bytes_view, page_indices, runs
+
+LARGEST_ASK = 1 << 20  # bytes of one ask; a quarter of a million page ids
+LARGEST_BODY = 64 << 20
+SPARE_BUFFERS = 8
+HEARTBEAT_MS = 2_000  # answered by ZeroMQ's own thread: only a dead host or link misses them
+HEARTBEAT_LOST_MS = 6_000
+
+
+class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="zmq-1"):
+    address: str
+    token: bytes
+    curve: bytes  # the holder's public key, b"" in the clear
+    page_bytes: int
+    page_count: int
+
+
+class AskPages(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    token: bytes
+    ticket: int
+    pages: bytes  # little-endian int32
+
+
+class AskGenerations(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    token: bytes
+    ticket: int
+    pages: bytes
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Header of a body frame."""
+
+    ticket: int
+
+
+class Generations(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Header of a frame of little-endian uint64."""
+
+    ticket: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    ticket: int
+    reason: str
+
+
+Ask = AskPages | AskGenerations
+Answer = Body | Generations | Refused
+
+ASK = msgspec.msgpack.Decoder(Ask)
+ANSWER = msgspec.msgpack.Decoder(Answer)
+ENCODE = msgspec.msgpack.Encoder().encode
+
+
+class Holder:
+    """A ROUTER that peers read our pages from."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], settings: PlaneSettings) -> None:
+        self._memory: PageMemory = settings.memory
+        self._pages = page_bytes_view(settings.memory)
+        self._generations = generations_view(settings.memory)
+        self._token = secrets.token_bytes(16)
+        self._asks: dict[bytes, deque[Ask]] = {}  # per connection, served in turn
+        self._deaf: set[bytes] = set()
+        self._spare = bytearray()
+        self.refused = 0
+        self._socket = context.socket(zmq.ROUTER)
+        prepare(self._socket)
+        # Fail rather than lose an answer in silence when a peer is gone or takes nothing.
+        self._socket.router_mandatory = True
+        self._socket.maxmsgsize = LARGEST_ASK
+        public = b""
+        if settings.curve is not None:
+            public, self._socket.curve_secretkey = settings.curve
+            self._socket.curve_publickey = public
+            self._socket.curve_server = True
+        try:
+            port = self._socket.bind_to_random_port(f"tcp://{settings.host}")
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise PlaneError(f"the zmq plane cannot listen on {settings.host}: {error}") from error
+        self.metadata = Metadata(
+            address=f"tcp://{settings.host}:{port}",
+            token=self._token,
+            curve=public,
+            page_bytes=self._memory.page_bytes,
+            page_count=self._memory.page_count,
+        )
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._asks)
+
+    def progress(self, bytes_per_call: int) -> None:
+        while self._socket.poll(0):
+            self._hear(self._socket.recv_multipart())
+        left = bytes_per_call
+        for connection in list(self._asks):
+            asks = self._asks[connection]
+            while asks and left > 0:
+                sent = self._answer(connection, asks[0])
+                if sent < 0:  # the peer takes nothing just now
+                    break
+                asks.popleft()
+                left -= sent
+            # Back of the queue, so that one peer with many asks does not starve the others.
+            del self._asks[connection]
+            if asks:
+                self._asks[connection] = asks
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._asks.clear()
+        self._pages.release()
+        self._generations.release()
+
+    def _hear(self, frames: list[bytes]) -> None:
+        connection = frames[0]
+        if connection in self._deaf:
+            return
+        try:
+            if len(frames) != 2:
+                raise ValueError("an ask is one frame")
+            ask = ASK.decode(frames[1])
+            if not hmac.compare_digest(ask.token, self._token):
+                raise ValueError("not our token")
+            if len(ask.pages) % 4:
+                raise ValueError("cut page ids")
+        except (msgspec.MsgspecError, ValueError):
+            self.refused += 1
+            self._deaf.add(connection)
+            self._asks.pop(connection, None)
+            self._send(connection, Refused(0, "an ask without our token or not to be read"), b"")
+            return
+        self._asks.setdefault(connection, deque()).append(ask)
+
+    def _answer(self, connection: bytes, ask: Ask) -> int:
+        """Bytes sent, or -1 where the ask must wait."""
+        try:
+            pages = numpy.frombuffer(ask.pages, dtype="<i4").astype(numpy.int32)
+            page_indices(pages.tolist(), self._memory.page_count, "remote")
+            match ask:
+                case AskPages():
+                    length = len(pages) * self._memory.page_bytes
+                    if length > max(LARGEST_BODY, self._memory.page_bytes):
+                        raise PlaneError(f"{length} bytes in one ask")
+                    return self._send_body(connection, ask.ticket, pages)
+                case AskGenerations():
+                    return self._send_generations(connection, ask.ticket, pages)
+        except PlaneError as error:
+            self.refused += 1
+            return self._send(connection, Refused(ask.ticket, str(error)), b"")
+
+    def _send_body(
+        self, connection: bytes, ticket: int, pages: numpy.typing.NDArray[numpy.int32]
+    ) -> int:
+        size = self._memory.page_bytes
+        length = len(pages) * size
+        buffer = self._spare if len(self._spare) >= length else bytearray(length)
+        self._spare = buffer
+        with memoryview(buffer) as whole:
+            at = 0
+            for first, _, count in runs(pages, numpy.arange(len(pages), dtype=numpy.int32)):
+                end = at + count * size
+                whole[at:end] = self._pages[first * size : (first + count) * size]
+                at = end
+        return self._send(connection, Body(ticket), memoryview(buffer)[:length])
+
+    def _send_generations(
+        self, connection: bytes, ticket: int, pages: numpy.typing.NDArray[numpy.int32]
+    ) -> int:
+        values = numpy.fromiter(
+            (self._generations[page] for page in pages.tolist()), dtype="<u8", count=len(pages)
+        )
+        return self._send(connection, Generations(ticket), values.tobytes())
+
+    def _send(self, connection: bytes, header: Answer, body: bytes | memoryview) -> int:
+        try:
+            self._socket.send_multipart([connection, ENCODE(header)], zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.Again:
+            return -1
+        except zmq.ZMQError:  # gone: nobody waits for this answer any more
+            return 0
+        self._socket.send(body, zmq.NOBLOCK)
+        return len(body)
+
+
+def prepare(socket: zmq.Socket[bytes]) -> None:
+    """What both ends' sockets have in common."""
+    socket.linger = 0
+    socket.ipv6 = True
+    socket.sndbuf = socket.rcvbuf = 4 << 20
+    socket.heartbeat_ivl = HEARTBEAT_MS
+    socket.heartbeat_timeout = HEARTBEAT_LOST_MS

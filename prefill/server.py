@@ -1,0 +1,59 @@
+"""The prefill process: open what it stands on, then turn until told to stop."""
+
+from ..engine.station import Station, open_station
+from ..kvtransfer.holder import Holder
+from ..kvtransfer.open import open_plane
+from ..kvtransfer.plane import Plane, PlaneSettings
+from ..protocol.clusterkey import ClusterKey
+from ..protocol.config import Config, Worker
+from ..protocol.lifeline import report
+from ..protocol.memory import PageMemory
+from .scheduler import PrefillScheduler
+from .worker import Parts, PrefillWorker
+
+# Share of all pages that finished prompts may hold while readers have not pulled them.
+LEASED_SHARE = 0.5
+
+
+def main(config: Config, name: str) -> int:
+    """Run the worker called `name` of the configuration; returns the exit status."""
+    settings = config.worker("prefill", name)
+    lifeline = report(name)
+
+    def plane_for(memory: PageMemory, unique: str, key: ClusterKey | None) -> Plane:
+        return open_plane(settings.kv_transport, plane_settings(settings, memory, unique, key))
+
+    station, plane = open_station(config, "prefill", settings, plane_for, lifeline.progress)
+    worker = build(station, plane)
+    lifeline.catch_signals()
+    lifeline.ready(**station.facts())
+    station.drive(worker, lambda: lifeline.stopping, lifeline.filenos())
+    station.close()
+    plane.close()
+    return 0
+
+
+def plane_settings(
+    settings: Worker, memory: PageMemory, unique: str, key: ClusterKey | None
+) -> PlaneSettings:
+    curve = (key.public.encode(), key.secret.encode()) if key is not None else None
+    return PlaneSettings(memory, unique, settings.advertise or settings.host, curve=curve)
+
+
+def build(station: Station, plane: Plane) -> PrefillWorker:
+    """The worker on its station."""
+    settings, pool = station.settings, station.pool
+    limit = int(pool.page_count * LEASED_SHARE)
+    return PrefillWorker(
+        Parts(
+            station.mailbox,
+            plane,
+            station.loaded.engine,
+            station.blocks,
+            PrefillScheduler(station.blocks, settings.chunk_tokens, limit),
+            Holder(pool, station.mailbox, plane, station.compatibility, settings.lease_seconds),
+            station.membership,
+            station.pulse,
+            station.context_length,
+        )
+    )

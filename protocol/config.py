@@ -1,0 +1,319 @@
+"""One cluster.toml for a whole cluster, read once and frozen.
+
+    [cluster]       what all processes share
+    [router]        the HTTP side and where workers report
+    [worker]        defaults of every worker
+    [[prefill]] [[decode]] [[aggregated]]   one table per worker: a name, and what differs
+
+The command line overrides the file and the file overrides the defaults. Whatever is wrong is one
+ConfigError that names the key, where it stands, and what would work. Nothing here looks at the
+machine but for its number of cores and host name: a model or a key is looked at by who uses it.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .addresses import AddressError, is_loopback, parse_endpoint
+from .messages import Role
+
+LOCAL_PREFILL_TOKENS = 512  # uncached remainders up to this long are prefilled by decode itself
+ROLES: tuple[Role, ...] = ("prefill", "decode", "aggregated")
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "models" / "demo" / "checkpoint"
+DEMO_NAME = "penstock-demo"
+COMMAND_LINE = "the command line"
+PATHS = (("cluster", "model"), ("cluster", "key_file"), ("router", "api_key_file"))
+
+Table = TypeVar("Table", bound=Struct)
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Device = Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the key, its place, and what would work."""
+
+
+class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all processes share."""
+
+    model: str = ""  # a folder with config.json and weights; "" = the demo checkpoint
+    served_name: str = ""  # "" = the folder's name
+    key_file: str = ""  # needed as soon as one process listens beyond loopback
+    routers: list[str] = []  # control endpoints workers report to; [] = the one of [router]
+
+
+class Router(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The HTTP side, and where workers report to."""
+
+    name: Name = "router"
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    control: str = "tcp://127.0.0.1:5570"  # where workers reach it
+    control_bind: str = ""  # the address it listens at, where that is not control's host
+    api_key_file: str = ""  # one key per line; "" = no key is asked for
+    local_prefill_tokens: Count = LOCAL_PREFILL_TOKENS
+    max_header_bytes: Annotated[int, Meta(ge=1024)] = 32 << 10
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 16 << 20
+    max_connections: Positive = 16384
+    header_seconds: Seconds = 20.0
+    body_seconds: Seconds = 60.0
+    idle_seconds: Seconds = 75.0
+    failover_seconds: Seconds = 15.0  # how long a request waits for a worker to appear
+    max_attempts: Positive = 8
+    drain_seconds: Seconds = 30.0
+
+
+class Worker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One worker, or in [worker] the defaults of all."""
+
+    name: Name = "worker"
+    host: str = "127.0.0.1"  # where it listens for its peers
+    port: Port = 0  # 0 = any free one
+    advertise: str = ""  # the address peers reach it at; "" = host, or the one the router sees
+    device: Device = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    kernels: Literal["auto", "native", "triton", "torch"] = "auto"
+    threads: Count = 0  # 0 = half of the cores, whatever else runs on the machine
+    page_slots: Annotated[int, Meta(ge=1, le=1024)] = 32
+    pages: Count = 0  # 0 = what kv_memory_mib holds
+    kv_memory_mib: Count = 0  # 0 = a share of what is free
+    chunk_tokens: Positive = 512
+    max_batch: Positive = 64
+    kv_transport: Literal["auto", "nixl", "zmq", "shm"] = "auto"
+    lease_seconds: Seconds = 10.0
+    beat_seconds: Annotated[float, Meta(gt=0.0, le=5.0)] = 0.25  # between two Status
+    drain_seconds: Seconds = 30.0
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A whole cluster, resolved: nothing in it is left to be derived."""
+
+    cluster: Cluster
+    router: Router
+    prefill: list[Worker]
+    decode: list[Worker]
+    aggregated: list[Worker]
+
+    @property
+    def workers(self) -> dict[str, tuple[Role, Worker]]:
+        """By name."""
+        return {worker.name: (role, worker) for role in ROLES for worker in workers_of(self, role)}
+
+    def worker(self, role: Role, name: str) -> Worker:
+        """The worker of that role and name. Raises ConfigError naming those there are."""
+        for worker in workers_of(self, role):
+            if worker.name == name:
+                return worker
+        names = ", ".join(worker.name for worker in workers_of(self, role)) or "none"
+        raise ConfigError(f"no [[{role}]] worker is named {name!r}; there are: {names}")
+
+    @property
+    def routers(self) -> list[str]:
+        """The control endpoints every worker reports to."""
+        return self.cluster.routers or [self.router.control]
+
+    @property
+    def model_path(self) -> Path:
+        return Path(self.cluster.model)
+
+    @property
+    def key_path(self) -> Path | None:
+        return Path(self.cluster.key_file) if self.cluster.key_file else None
+
+
+def workers_of(config: Config, role: Role) -> list[Worker]:
+    return {
+        "prefill": config.prefill,
+        "decode": config.decode,
+        "aggregated": config.aggregated,
+    }[role]
+
+
+def load(file: Path | None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a file (None: defaults alone), lay `overrides` over it (same shape), resolve, check."""
+    document: dict[str, Any] = {}
+    if file is not None:
+        try:
+            document = tomllib.loads(file.read_text())
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"configuration {file} cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{file} is no TOML: {error}") from None
+    place = str(file) if file is not None else COMMAND_LINE
+    base = file.resolve().parent if file is not None else Path.cwd()
+    return _check(_resolve(_merge(document, overrides or {}, place, base), place), place)
+
+
+def numbered(role: Role, count: int) -> list[dict[str, Any]]:
+    """`count` workers of a role that differ in nothing but their names."""
+    return [{"name": f"{role}-{number}"} for number in range(count)]
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as TOML that `load` reads back to the same."""
+    tables = msgspec.to_builtins(config)
+    lines: list[str] = []
+    for section, content in tables.items():
+        for table in content if isinstance(content, list) else [content]:
+            lines.append(f"[[{section}]]" if isinstance(content, list) else f"[{section}]")
+            # JSON text of strings, numbers and lists of strings is TOML text too.
+            lines += [
+                f"{key} = {msgspec.json.encode(value).decode()}" for key, value in table.items()
+            ]
+            lines.append("")
+    return "\n".join(lines)
+
+
+# --- from a document to a Config ------------------------------------------------------------------
+
+
+def _merge(
+    document: dict[str, Any], overrides: dict[str, Any], place: str, base: Path
+) -> dict[str, Any]:
+    known = [*Config.__struct_fields__, "worker"]
+    for section, content in document.items():
+        if section not in known:
+            raise ConfigError(f"{place}: {_unknown(section, known, 'a cluster has no section')}")
+        listed = section in ROLES
+        tables = content if listed and isinstance(content, list) else [content]
+        if listed != isinstance(content, list) or not all(isinstance(t, dict) for t in tables):
+            written = f"[[{section}]]" if listed else f"[{section}]"
+            raise ConfigError(f"{place}: {section} must be written as {written}")
+    merged = _rooted(document, base)
+    overrides = _rooted(overrides, Path.cwd())
+    for section, content in overrides.items():
+        if section in ROLES:
+            merged[section] = content
+        else:
+            merged[section] = {**merged.get(section, {}), **content}
+    worker_overrides = overrides.get("worker", {})
+    for role in ROLES:
+        merged[role] = [{**table, **worker_overrides} for table in merged.get(role, [])]
+    return merged
+
+
+def _rooted(document: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Paths in a file are relative to the file, paths on the command line to where it is typed."""
+    rooted = dict(document)
+    for section, key in PATHS:
+        value = rooted.get(section, {}).get(key)
+        if isinstance(value, str) and value:
+            rooted[section] = {**rooted[section], key: str(base / Path(value).expanduser())}
+    return rooted
+
+
+def _resolve(document: dict[str, Any], place: str) -> Config:
+    cluster = _convert(document.get("cluster", {}), Cluster, "[cluster]", place)
+    router = _convert(document.get("router", {}), Router, "[router]", place)
+    defaults = document.get("worker", {})
+    if "name" in defaults:
+        raise ConfigError(f"{place}: [worker] name: a name belongs in [[prefill]] or [[decode]]")
+    _convert(defaults, Worker, "[worker]", place)
+    threads = max(1, usable_cores() // 2)
+    workers: dict[str, list[Worker]] = {}
+    for role in ROLES:
+        workers[role] = []
+        for number, table in enumerate(document[role]):
+            resolved = {"name": f"{role}-{number}", **defaults, **table}
+            resolved["threads"] = resolved.get("threads") or threads
+            workers[role].append(_convert(resolved, Worker, f"[[{role}]] {number}", place))
+    model = cluster.model or str(DEMO_MODEL)
+    name = cluster.served_name or (DEMO_NAME if Path(model) == DEMO_MODEL else Path(model).name)
+    cluster = msgspec.structs.replace(cluster, model=model, served_name=name)
+    return Config(cluster=cluster, router=router, **workers)
+
+
+def _check(config: Config, place: str) -> Config:
+    """What no single key can be blamed for."""
+    names = [config.router.name]
+    names += [worker.name for role in ROLES for worker in workers_of(config, role)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{place}: two processes are named {name!r}; give each its own name")
+    if config.prefill and not config.decode:
+        raise ConfigError(f"{place}: prefill workers need at least one [[decode]] worker")
+    if config.decode and not config.prefill:
+        raise ConfigError(
+            f"{place}: decode workers need at least one [[prefill]] worker; "
+            "for one worker that does both write [[aggregated]]"
+        )
+    for key, endpoint in _endpoints(config):
+        try:
+            parse_endpoint(endpoint)
+        except AddressError as error:
+            raise ConfigError(f"{place}: {key}: {error}") from None
+    for key, host in _inner_hosts(config):
+        if not config.cluster.key_file and not is_loopback(host):
+            raise ConfigError(
+                f"{place}: {key} is {host}, beyond loopback, and needs a cluster key: "
+                "make one with `penstock keygen FILE` and name it as [cluster] key_file"
+            )
+    return config
+
+
+def _endpoints(config: Config) -> Iterator[tuple[str, str]]:
+    yield "[router] control", config.router.control
+    for endpoint in config.cluster.routers:
+        yield "[cluster] routers", endpoint
+
+
+def _inner_hosts(config: Config) -> Iterator[tuple[str, str]]:
+    """Where processes of the cluster listen for each other."""
+    for key, endpoint in _endpoints(config):
+        yield key, parse_endpoint(endpoint)[0]
+    if config.router.control_bind:
+        yield "[router] control_bind", config.router.control_bind
+    for role, worker in config.workers.values():
+        yield f"[[{role}]] {worker.name}: host", worker.host
+
+
+def _convert(content: Any, kind: type[Table], section: str, place: str) -> Table:
+    for key in content:
+        if key not in kind.__struct_fields__:
+            raise ConfigError(
+                f"{place}: {_unknown(key, list(kind.__struct_fields__), f'{section} has no key')}"
+            )
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$.")
+        key = re.split(r"[^A-Za-z0-9_]", path)[0]
+        given = msgspec.json.encode(content.get(key)).decode()
+        wanted = _wanted(kind, key) or text.replace("`", "").replace("Expected", "expected")
+        raise ConfigError(f"{place}: {section} {key} = {given}: {wanted}") from None
+
+
+def _unknown(key: str, known: list[str], complaint: str) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    return f"{complaint} {key!r}; {remedy}"
+
+
+def _wanted(kind: type[Struct], key: str) -> str:
+    """What may stand there, where msgspec's own sentence does not tell."""
+    hint = get_type_hints(kind, include_extras=True)[key]
+    if get_origin(hint) is Literal:
+        return f"expected one of {', '.join(get_args(hint))}"
+    return {
+        Name: "expected letters, digits, '-', '_' and '.', beginning with a letter or digit",
+        Device: "expected auto, cpu, cuda or cuda:N",
+    }.get(hint, "")

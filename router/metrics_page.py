@@ -1,0 +1,237 @@
+"""The page a Prometheus server scrapes. Reads counters when asked, keeps nothing.
+
+Own names begin with penstock_. The names vLLM gives its own are repeated at the end, because
+dashboards, autoscalers and gateways look for them; docs in VLLM_NAMES.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from ..protocol.messages import Peer, Role, WorkerState
+from .metrics import Counters, Histogram
+
+CONTENT_TYPE = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+
+STAGES = ("queue", "prefill", "transfer", "admission_wait", "first_decode_step")
+
+# Counters of the flow that have a name of their own: (metric, label, value). The rest is
+# penstock_flow_<name>_total.
+FLOW_NAMES = {
+    "placed_local": ("penstock_routing_decisions", "path", "local"),
+    "placed_remote": ("penstock_routing_decisions", "path", "remote"),
+    "placed_aggregated": ("penstock_routing_decisions", "path", "aggregated"),
+    "placed_prefill_only": ("penstock_routing_decisions", "path", "prefill_only"),
+    "differing": ("penstock_alarms", "kind", "differing_token"),
+    "repeated": ("penstock_repeated_tokens", "", ""),
+    "replaced": ("penstock_placed_again", "", ""),
+}
+
+# vLLM's name -> the same in Penstock. Histograms are not repeated: use these recording names.
+VLLM_NAMES = {
+    "vllm:num_requests_running": "sum of penstock_worker_running",
+    "vllm:num_requests_waiting": "sum of penstock_worker_waiting",
+    "vllm:kv_cache_usage_perc": "held pages / all pages, over all workers (0 to 1)",
+    "vllm:prompt_tokens": "penstock_prompt_tokens",
+    "vllm:generation_tokens": "penstock_generated_tokens",
+    "vllm:prompt_tokens_cached": "penstock_cached_tokens",
+    "vllm:time_to_first_token_seconds": "penstock_time_to_first_token_seconds",
+    "vllm:inter_token_latency_seconds": "penstock_inter_token_latency_seconds",
+    "vllm:e2e_request_latency_seconds": "penstock_request_duration_seconds",
+}
+
+
+class WorkerView(Protocol):
+    """What the page reads of a worker (fleet.Worker has it)."""
+
+    @property
+    def peer(self) -> Peer: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def state(self) -> WorkerState: ...
+    @property
+    def counters(self) -> Mapping[str, float]: ...
+    @property
+    def stuck(self) -> str: ...
+    @property
+    def draining(self) -> bool: ...
+
+
+class RouterCollector(Collector):
+    """Turns the numbers into metric families, once per scrape."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        workers: Callable[[], Iterable[WorkerView]],
+        flow: Callable[[], Mapping[str, float]],
+        model: str,
+    ):
+        self._counters = counters
+        self._workers = workers
+        self._flow = flow
+        self._model = model
+
+    def collect(self) -> Iterable[Metric]:
+        workers = list(self._workers())
+        yield from self._requests()
+        yield from self._times()
+        yield from _flow_families(self._flow())
+        yield from _worker_families(workers)
+        yield from self._vllm_families(workers)
+
+    def _requests(self) -> Iterable[Metric]:
+        counters = self._counters
+        answered = CounterMetricFamily(
+            "penstock_http_requests", "Requests by endpoint and status", labels=["path", "status"]
+        )
+        for (path, status), count in sorted(counters.answered.items()):
+            answered.add_metric([path, str(status)], count)
+        yield answered
+        finished = CounterMetricFamily(
+            "penstock_choices", "Answers by how they ended", labels=["finish"]
+        )
+        for reason, count in sorted(counters.finished.items()):
+            finished.add_metric([reason], count)
+        yield finished
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens taken", counters.prompt_tokens),
+            ("cached_tokens", "Of those, found in a prefix cache", counters.cached_tokens),
+            ("generated_tokens", "Tokens drawn", counters.generated_tokens),
+        ):
+            yield CounterMetricFamily(f"penstock_{name}", text, value=value)
+        for name, text, value in (
+            ("requests_running", "Requests being answered", counters.running),
+            ("requests_tokenising", "Requests in the tokenizer's threads", counters.tokenising),
+            ("loop_longest_gap_seconds", "Longest hold-up of the loop", counters.longest_gap),
+        ):
+            yield GaugeMetricFamily(f"penstock_{name}", text, value=value)
+
+    def _times(self) -> Iterable[Metric]:
+        counters = self._counters
+        for name, text, histogram in (
+            ("time_to_first_token_seconds", "Request to first token", counters.first_token),
+            ("inter_token_latency_seconds", "Token to token", counters.between_tokens),
+            ("request_duration_seconds", "Request to last byte", counters.whole_request),
+            ("tokenise_seconds", "Template and tokenizer", counters.tokenise),
+            ("prompt_length_tokens", "Prompt tokens per prompt", counters.prompt_length),
+            ("answer_length_tokens", "Tokens drawn per choice", counters.answer_length),
+            ("loop_gap_seconds", "Lateness of the loop's timer", counters.loop_gap),
+        ):
+            yield _histogram(f"penstock_{name}", text, histogram)
+        stages = HistogramMetricFamily(
+            "penstock_stage_seconds", "Where the time of a request went", labels=["stage"]
+        )
+        for stage in STAGES:
+            histogram: Histogram = getattr(counters, stage)
+            stages.add_metric([stage], histogram.cumulative(), histogram.total)
+        yield stages
+
+    def _vllm_families(self, workers: list[WorkerView]) -> Iterable[Metric]:
+        counters = self._counters
+        states = [worker.state for worker in workers]
+        held = sum(one.held_pages for one in states)
+        pages = held + sum(one.free_pages + one.quarantined_pages for one in states)
+        for name, value in (
+            ("num_requests_running", sum(one.running for one in states)),
+            ("num_requests_waiting", sum(one.waiting for one in states)),
+            ("kv_cache_usage_perc", held / pages if pages else 0.0),
+        ):
+            family = GaugeMetricFamily(f"vllm:{name}", VLLM_NAMES[f"vllm:{name}"], labels=LABELS)
+            family.add_metric([self._model], value)
+            yield family
+        for name, value in (
+            ("prompt_tokens", counters.prompt_tokens),
+            ("generation_tokens", counters.generated_tokens),
+            ("prompt_tokens_cached", counters.cached_tokens),
+        ):
+            family = CounterMetricFamily(f"vllm:{name}", VLLM_NAMES[f"vllm:{name}"], labels=LABELS)
+            family.add_metric([self._model], value)
+            yield family
+        for name, histogram in (
+            ("time_to_first_token_seconds", counters.first_token),
+            ("inter_token_latency_seconds", counters.between_tokens),
+            ("e2e_request_latency_seconds", counters.whole_request),
+        ):
+            family = HistogramMetricFamily(
+                f"vllm:{name}", VLLM_NAMES[f"vllm:{name}"], labels=LABELS
+            )
+            family.add_metric([self._model], histogram.cumulative(), histogram.total)
+            yield family
+
+
+LABELS = ["model_name"]
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+    return HistogramMetricFamily(
+        name, text, buckets=histogram.cumulative(), sum_value=histogram.total
+    )
+
+
+def _flow_families(numbers: Mapping[str, float]) -> Iterable[Metric]:
+    families: dict[str, CounterMetricFamily] = {}
+    for name, value in numbers.items():
+        metric, label, labelled = FLOW_NAMES.get(name, (f"penstock_flow_{name}", "", ""))
+        if metric not in families:
+            text = metric.removeprefix("penstock_").replace("_", " ")
+            families[metric] = CounterMetricFamily(metric, text, labels=[label] if label else [])
+        families[metric].add_metric([labelled] if label else [], value)
+    return families.values()
+
+
+def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
+    """Every field of WorkerState and every counter a worker names, labelled by worker and role."""
+    labels = ["worker", "role"]
+    families: dict[str, Metric] = {}
+    for worker in workers:
+        of = [worker.peer.name, worker.role]
+        numbers: dict[str, float] = {
+            field: getattr(worker.state, field) for field in WorkerState.__struct_fields__
+        }
+        numbers["stuck"] = 1.0 if worker.stuck else 0.0
+        numbers["draining"] = 1.0 if worker.draining else 0.0
+        for name, value in numbers.items():
+            metric = f"penstock_worker_{name}"
+            if metric not in families:
+                families[metric] = GaugeMetricFamily(
+                    metric, f"{name.replace('_', ' ')}, as of its last word", labels=labels
+                )
+            families[metric].add_metric(of, value)  # pyright: ignore[reportAttributeAccessIssue]
+        for name, value in worker.counters.items():
+            metric = f"penstock_worker_counter_{_plain(name)}"
+            if metric not in families:
+                families[metric] = CounterMetricFamily(metric, name, labels=labels)
+            families[metric].add_metric(of, value)  # pyright: ignore[reportAttributeAccessIssue]
+    return families.values()
+
+
+def _plain(name: str) -> str:
+    """A worker's counter name as a metric name."""
+    return "".join(one if one.isalnum() and one.isascii() else "_" for one in name)
+
+
+class MetricsPage:
+    """The whole page as bytes."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        workers: Callable[[], Iterable[WorkerView]],
+        flow: Callable[[], Mapping[str, float]],
+        model: str,
+    ):
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(RouterCollector(counters, workers, flow, model))
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,181 @@
+"""The router process: HTTP on one side, workers on the other, one uvloop between them."""
+
+import asyncio
+import secrets
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from ..models.config import ModelConfig, read_config
+from ..models.tokenizer import Tokenizer
+from ..protocol.addresses import parse_endpoint
+from ..protocol.clusterkey import read_key
+from ..protocol.config import Config
+from ..protocol.lifeline import Report, report
+from ..protocol.seams import Arrival, SystemClock
+from ..protocol.sockets import Mailbox
+from ..protocol.watch import Watch
+from .app import App, Wiring
+from .app_keys import read_keys
+from .fleet import Fleet
+from .flow import Flow, FlowSettings
+from .http import HttpServer
+from .http_connection import Limits
+from .inbox import Inbox
+from .openai_facts import Defaults, Facts
+
+TICK_SECONDS = 0.1
+SILENCE_SECONDS = 5.0  # a worker whose link stands and that says nothing for so long hangs
+
+
+def main(config: Config, name: str) -> int:
+    """Run the router of the configuration until told to stop; returns the exit status."""
+    return uvloop.run(RouterProcess(config, report(name)).run())
+
+
+class RouterProcess:
+    """What the router is made of, wired."""
+
+    def __init__(self, config: Config, lifeline: Report):
+        settings = config.router
+        self._settings = settings
+        self._lifeline = lifeline
+        self._clock = SystemClock()
+        host, port = parse_endpoint(settings.control)
+        key = read_key(config.key_path) if config.key_path else None
+        bind = settings.control_bind or host
+        self._mailbox = Mailbox(settings.name, bind, port, advertise=host, key=key)
+        self._fleet = Fleet(SILENCE_SECONDS)
+        self._flow = Flow(
+            self._mailbox,
+            self._fleet,
+            FlowSettings(
+                settings.local_prefill_tokens, settings.failover_seconds, settings.max_attempts
+            ),
+            self._clock.now,
+            first_id=secrets.randbits(42) << 20,  # ids of two routers do not meet
+        )
+        self._inbox = Inbox(self._mailbox, self._fleet, self._flow)
+        self._app = App(self._wiring(config))
+        self._server = HttpServer(
+            self._app.handle,
+            self._app.admit,
+            Limits(
+                header_bytes=settings.max_header_bytes,
+                body_bytes=settings.max_body_bytes,
+                connections=settings.max_connections,
+                header_seconds=settings.header_seconds,
+                body_seconds=settings.body_seconds,
+                idle_seconds=settings.idle_seconds,
+            ),
+        )
+
+    def _wiring(self, config: Config) -> Wiring:
+        tokenizer = Tokenizer(config.model_path)
+        model = read_config(config.model_path)
+        file = config.router.api_key_file
+        keys = read_keys(file=Path(file) if file else None)
+        return Wiring(
+            requests=self._flow,
+            tokenizer=tokenizer,
+            facts=facts_of(config.cluster.served_name, model, tokenizer),
+            health=self._health,
+            ready=self._ready,
+            keys=keys,
+            workers=lambda: self._fleet.workers.values(),
+            flow=lambda: asdict(self._flow.counters),
+        )
+
+    async def run(self) -> int:
+        """Serve until SIGTERM, SIGINT or the supervisor's end."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        for fileno in self._lifeline.filenos():
+            loop.add_reader(fileno, stop.set)
+        watch = Watch(self._mailbox, loop, self._deliver)
+        await self._server.start(self._settings.host, self._settings.port)
+        self._app.watch_loop()
+        ticking = loop.create_task(self._tick())
+        self._lifeline.ready(url=f"http://{self._settings.host}:{self._server.port}")
+        await stop.wait()
+        for fileno in self._lifeline.filenos():
+            loop.remove_reader(fileno)
+        await self._server.stop()
+        ticking.cancel()
+        watch.close()
+        self._app.close()
+        self._mailbox.close(flush_seconds=0.2)
+        return 0
+
+    def _deliver(self, arrivals: list[Arrival]) -> None:
+        self._inbox.deliver(arrivals, self._clock.now())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._inbox.tick(self._clock.now())
+
+    # --- health --------------------------------------------------------------------------------
+
+    def _roles(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for worker in self._fleet.workers.values():
+            counts[worker.role] = counts.get(worker.role, 0) + worker.usable
+        return counts
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        """Can a request be placed now?"""
+        roles = self._roles()
+        ready = bool(roles.get("aggregated") or (roles.get("prefill") and roles.get("decode")))
+        return ready, {"ready": ready, "usable_workers": roles}
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        """Well = requests can be placed and nothing says that it is stuck."""
+        ready, fields = self._ready()
+        now = self._clock.now()
+        workers = [
+            {
+                "name": worker.peer.name,
+                "role": worker.role,
+                "stuck": worker.stuck,
+                "heard_seconds_ago": round(now - worker.heard, 3),
+                "transport": worker.description.transport,
+                "kernels": worker.description.kernels,
+                "device": worker.description.device,
+                "numeric_class": worker.description.compatibility.numeric_class,
+            }
+            for worker in self._fleet.workers.values()
+        ]
+        stuck = [f"{one['name']}: {one['stuck']}" for one in workers if one["stuck"]]
+        missing = [] if ready else ["no prefill and decode worker (or aggregated one) is usable"]
+        misfits = [f"{where}: {why}" for where, why in self._fleet.misfits.items()]
+        well = ready and not stuck
+        return well, {
+            "status": "well" if well else "unwell",
+            "reasons": stuck + missing,
+            "not_used": misfits,
+            "in_flight": len(self._flow.in_flight),
+            "local_prefill_tokens": self._settings.local_prefill_tokens,
+            "workers": workers,
+            **fields,
+        }
+
+
+def facts_of(name: str, model: ModelConfig, tokenizer: Tokenizer) -> Facts:
+    """What the OpenAI surface must know, from the model's own files."""
+    told = {key: value for key, value in asdict(model.defaults).items() if value is not None}
+    return Facts(
+        models=(name,),
+        context_length=model.context_length,
+        vocabulary=model.vocabulary,
+        eos_ids=model.end_token_ids,
+        defaults=Defaults(**told),
+        created=int(time.time()),
+        longest_token=max(len(tokenizer.token_bytes(one)) for one in range(tokenizer.vocabulary)),
+    )

@@ -1,0 +1,167 @@
+"""The command line: its frozen list of flags, and what it says about mistakes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.__main__ import SETTINGS, build_parser, cluster_config, flags_of, main
+from penstock.protocol.clusterkey import read_key
+from penstock.protocol.config import ConfigError, load
+
+CLUSTER_FLAGS = [
+    "MODEL",
+    "--config",
+    "--prefill",
+    "--decode",
+    "--aggregated",
+    "--served-name",
+    "--key-file",
+    "--host",
+    "--port",
+    "--api-key-file",
+    "--local-prefill-tokens",
+    "--device",
+    "--dtype",
+    "--kernels",
+    "--threads",
+    "--pages",
+    "--kv-memory-mib",
+    "--max-batch",
+    "--chunk-tokens",
+    "--kv-transport",
+]
+ROLE_FLAGS = ["--config", "--name"]
+
+
+def test_the_command_line_is_frozen() -> None:
+    """People's scripts hold on to it: change it on purpose, here and in README.md."""
+    assert flags_of(build_parser()) == {
+        "serve": CLUSTER_FLAGS,
+        "config": CLUSTER_FLAGS,
+        "router": ROLE_FLAGS,
+        "prefill": ROLE_FLAGS,
+        "decode": ROLE_FLAGS,
+        "aggregated": ROLE_FLAGS,
+        "keygen": ["FILE"],
+        "bench": ["NAME", "..."],
+    }
+
+
+def config_of(*arguments: str):
+    return cluster_config(build_parser().parse_args(["serve", *arguments]))
+
+
+def test_one_of_each_is_the_default() -> None:
+    assert list(config_of().workers) == ["prefill-0", "decode-0"]
+    assert list(config_of("--decode", "2").workers) == ["prefill-0", "decode-0", "decode-1"]
+    assert list(config_of("--aggregated").workers) == ["aggregated-0"]
+
+
+def test_flags_reach_the_configuration(tmp_path: Path) -> None:
+    values = {
+        "device": "cpu",
+        "dtype": "float32",
+        "kernels": "torch",
+        "kv_transport": "shm",
+        "host": "127.0.0.1",
+        "served_name": "x",
+        "key_file": str(tmp_path),
+        "api_key_file": str(tmp_path),
+    }
+    arguments: list[str] = []
+    for flag, _, key, _ in SETTINGS:
+        arguments += [flag, values.get(key, "77")]
+    config = config_of("/some/model", *arguments)
+    assert config.cluster.model == "/some/model"
+    for _, section, key, _ in SETTINGS:
+        holder = config.decode[0] if section == "worker" else getattr(config, section)
+        assert str(getattr(holder, key)) == values.get(key, "77")
+
+
+def test_a_file_with_workers_is_taken_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text("[router]\nport = 5\n[[prefill]]\nname = 'p'\n[[decode]]\n[[decode]]")
+    config = config_of("--config", str(file), "--max-batch", "3")
+    assert list(config.workers) == ["p", "decode-0", "decode-1"]
+    assert {worker.max_batch for _, worker in config.workers.values()} == {3}
+    assert list(config_of("--config", str(file), "--decode", "1").workers) == [
+        "prefill-0",
+        "decode-0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--prot", "1"], r"unknown --prot \(did you mean --port\?\)"),
+        (["serve", "--po", "1"], "unknown --po"),
+        (["serve", "--port", "x"], "--port: invalid int value: 'x'"),
+        (["sreve"], "choose from .*serve"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.count("\n") == 1
+    assert re.search(said, error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "/no/model"], "no model at /no/model; give a folder"),
+        (["serve", "--dtype", "int8"], "expected one of auto, bfloat16, float32"),
+        (["serve", "--prefill", "0"], "--prefill 0: give 1 to 64, or --aggregated"),
+        (["serve", "--aggregated", "--decode", "1"], "leave out --prefill/--decode"),
+        (["serve", "--port", "99999"], "port = 99999: expected int <= 65535"),
+        (["config", "--config", "/no/file"], "/no/file cannot be read"),
+        (["bench", "nothing-such"], "no benchmark 'nothing-such'; there are:"),
+        (["prefill", "--config", "/no/file", "--name", "p"], "/no/file cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_config_prints_what_is_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--decode", "2", "--port", "9"]) == 0
+    file = tmp_path / "cluster.toml"
+    file.write_text(capsys.readouterr().out)
+    assert load(file).router.port == 9
+    assert len(load(file).decode) == 2
+
+
+def test_keygen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "key"
+    assert main(["keygen", str(file)]) == 0
+    read_key(file)
+    assert main(["keygen", str(file)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    program = (
+        "import sys; from penstock.__main__ import main; main(['config']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_an_unusable_combination_is_a_config_error() -> None:
+    with pytest.raises(ConfigError):
+        config_of("--decode", "65")

@@ -1,0 +1,72 @@
+"""The pages of a worker: one file on a CPU, mapped by others, and safe to let go."""
+
+import mmap
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from penstock.engine.paged_memory import PagedMemory, PageLayout, pages_within
+
+LAYOUT = PageLayout(layers=3, kv_heads=2, slots=8, head_size=16, dtype=torch.bfloat16)
+
+
+def test_layout_and_description() -> None:
+    memory = PagedMemory(LAYOUT, 5)
+    assert LAYOUT.page_bytes == 3 * 2 * 2 * 8 * 16 * 2
+    assert str(LAYOUT) == "PLCGSH 3x2x2x8x16"
+    pages, told = memory.pages_PLCGSH, memory.description
+    assert pages.shape == (5, 3, 2, 2, 8, 16) and pages.is_contiguous()
+    assert (told.device, told.page_count, told.page_bytes) == ("cpu", 5, LAYOUT.page_bytes)
+    assert told.pages_address == pages.data_ptr()
+    assert told.pages_offset % mmap.PAGESIZE == 0
+    assert told.pages_address - told.generations_address == told.pages_offset
+    assert not pages.any()
+    memory.close()
+
+
+def test_another_mapping_of_the_file_sees_pages_and_generations() -> None:
+    memory = PagedMemory(LAYOUT, 5)
+    told = memory.description
+    assert memory.generations.format == "Q" and len(memory.generations) == 5
+    memory.generations[3] = 2**63 + 7
+    memory.pages_PLCGSH[4] = 1.5
+    other = mmap.mmap(os.dup(told.file), told.pages_offset + told.total_bytes)
+    assert memoryview(other).cast("Q")[3] == 2**63 + 7
+    whole = torch.frombuffer(other, dtype=torch.bfloat16, offset=told.pages_offset)
+    per_page = told.page_bytes // 2
+    assert whole[4 * per_page :].eq(1.5).all() and not whole[: 4 * per_page].any()
+    memory.close()
+
+
+def test_views_outlive_close() -> None:
+    memory = PagedMemory(LAYOUT, 5)
+    pages, generations = memory.pages_PLCGSH, memory.generations
+    assert generations is not None
+    memory.close()
+    memory.close()
+    pages.fill_(2.0)
+    generations[0] = 9
+    assert pages.eq(2.0).all() and generations[0] == 9 and memory.file == -1
+
+
+def test_ending_without_close_is_quiet() -> None:
+    code = (
+        "import torch\n"
+        "from penstock.engine.paged_memory import PagedMemory, PageLayout\n"
+        "memory = PagedMemory(PageLayout(1, 1, 8, 16, torch.float32), 100)\n"
+        "pages = memory.pages_PLCGSH.fill_(1)\n"
+        "kept = [pages[3], memory.generations[2:]]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_budget() -> None:
+    layout = LAYOUT
+    assert pages_within(10 * layout.page_bytes + 4096 + 80, layout) == 10
+    assert pages_within(10 * layout.page_bytes + 4096 + 79, layout) == 9
+    with pytest.raises(ValueError, match="no page"):
+        PagedMemory(layout, pages_within(0, layout))
