@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .protocol.config import ConfigError
 
 Arguments = argparse.Namespace
-PACKAGE = __name__.partition(".")[0] if __package__ else "penstock"
+PACKAGE = __package__ or "penstock"
 
 ROLE_MODULES = {
     "router": "router.server",

@@ -44,6 +44,7 @@ class Source:
         self._token_ids = token_ids
         self._streams: dict[int, tuple[Listener, int]] = {}  # listener, tokens still to come
         self._next = 0
+        self.burst = 1  # tokens per stream and step, as speculation brings them
         self.tokens = 0
 
     def submit(self, submission: Submission, listener: Listener) -> int:
@@ -60,16 +61,16 @@ class Source:
         listener.token(0, self._token_ids[0], None, "length")
 
     def step(self) -> None:
-        """One frame: a token for each stream."""
+        """One frame: the next tokens of each stream."""
         for request, (listener, left) in list(self._streams.items()):
-            token_id = self._token_ids[left % len(self._token_ids)]
-            self.tokens += 1
-            if left == 1:
+            self.tokens += self.burst
+            for more in range(left, left - self.burst, -1):
+                token_id = self._token_ids[more % len(self._token_ids)]
+                listener.token(0, token_id, None, "length" if more == 1 else "")
+            if left == self.burst:
                 del self._streams[request]
-                listener.token(0, token_id, None, "length")
             else:
-                self._streams[request] = (listener, left - 1)
-                listener.token(0, token_id, None, "")
+                self._streams[request] = (listener, left - self.burst)
 
     def stop_choice(self, request: int, choice: int) -> None:
         self._streams.pop(request, None)
@@ -142,7 +143,7 @@ class Bench:
         writer.write(request_bytes(body))
         if not body.get("stream"):
             return await reader.read(1 << 16)
-        for _ in range(2):
+        while self.source.tokens < 2:
             await asyncio.sleep(STEP_SECONDS)
             self.source.step()
         answer = await reader.readuntil(b"[DONE]\n\n\r\n0\r\n\r\n")
@@ -151,11 +152,12 @@ class Bench:
         text = next(one for one in chunks if b'"content":"' in one and b'"role"' not in one)
         return b"%x\r\n%b\r\n" % (len(text), text)
 
-    async def streams(self, bare: bool) -> float:
+    async def streams(self, bare: bool, burst: int = 1) -> float:
         """CPU µs per streamed token."""
         options = self.options
+        self.source.burst = burst
         port = self.bare_port if bare else self.server.port
-        body = STREAM_BODY | {"max_tokens": options.steps}
+        body = STREAM_BODY | {"max_tokens": options.steps * burst}
         client = await run_client(port, body, options.streams, options.streams)
         # Warm until all are there; then the clock runs for all steps but the last ones.
         steps = options.steps - 20
@@ -267,7 +269,6 @@ async def client(port: int, body: dict[str, Any], connections: int, requests: in
     for rounds in (requests // 10, requests) if not body.get("stream") else (requests,):
         left, open_answers = rounds - connections, connections
         done.clear()
-        print("ready" if rounds == requests else "warming", file=sys.stderr, flush=True)
         if rounds == requests:
             print("ready", flush=True)
         for protocol in protocols:
@@ -288,6 +289,7 @@ async def measure(options: argparse.Namespace) -> dict[str, list[float]]:
             whose = "bare write" if bare else "penstock"
             rows.setdefault(f"token, {whose}", []).append(await bench.streams(bare))
             rows.setdefault(f"request, {whose}", []).append(await bench.requests(bare))
+        rows.setdefault("token, penstock, 4 a step", []).append(await bench.streams(False, 4))
     bench.bare.close()
     await bench.server.stop()
     bench.app.close()
@@ -311,7 +313,7 @@ def main(arguments: list[str]) -> int:
     print(f"CPU µs of the server's process, median (lowest-highest) of {options.rounds} rounds")
     for name, values in sorted(rows.items()):
         low, high = min(values), max(values)
-        print(f"{name:24} {statistics.median(values):7.2f}  ({low:.2f}-{high:.2f})")
+        print(f"{name:28} {statistics.median(values):7.2f}  ({low:.2f}-{high:.2f})")
     if options.json:
         machine = {"python": platform.python_version(), "machine": platform.processor()}
         result = {"machine": machine, "microseconds": rows}

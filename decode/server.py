@@ -13,8 +13,9 @@ from .scheduler import DecodeScheduler
 from .worker import DecodeWorker, Parts
 
 
-def main(config: Config, name: str, role: Role = "decode") -> int:
+def main(config: Config, name: str) -> int:
     """Run the worker called `name` of the configuration; returns the exit status."""
+    role: Role = "decode" if any(one.name == name for one in config.decode) else "aggregated"
     settings = config.worker(role, name)
     lifeline = report(name)
 

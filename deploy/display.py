@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..protocol.addresses import is_wildcard
 from ..protocol.config import Config
+
+OWN_FACTS = ("name", "role", "endpoint")  # never the same for two workers
 
 
 class Display(Protocol):
@@ -88,33 +91,53 @@ def url_of(config: Config) -> str:
     )
 
 
-def ready_block(config: Config, facts: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """Where it is, what is in use, and a line to paste."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one process said about itself when it was ready."""
+
+    name: str
+    role: str
+    facts: Mapping[str, str]
+
+
+def ready_block(config: Config, told: Sequence[Told]) -> str:
+    """Where it is, what is in use, and a line to paste. What all workers share is said once."""
     url = url_of(config)
-    width = max(len(name) for name, _ in facts)
-    rows = [
-        f"  {name:<{width}}  "
-        + "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items())
-        for name, told in facts
-    ]
+    workers = [one for one in told if one.role != "router"]
+    first = workers[0].facts if workers else {}
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key not in OWN_FACTS and all(one.facts.get(key) == value for one in workers)
+    }
+    rows = [("model", f"{config.cluster.served_name} ({config.cluster.model})")]
+    rows += [(key.replace("_", " "), value) for key, value in shared.items()]
+    for one in told:
+        own = [one.role] if one.role not in one.name else []
+        own += [
+            f"{key.replace('_', ' ')} {value}"
+            for key, value in one.facts.items()
+            if key not in shared and key not in ("name", "role")
+        ]
+        rows.append((one.name, "; ".join(own)))
+    width = max(len(name) for name, _ in rows)
     request = f'{{"model": "{config.cluster.served_name}", "prompt": "Once", "max_tokens": 32}}'
     lines = [
         "",
         f"Penstock is ready at {url}/v1",
-        f"  {'model':<{width}}  {config.cluster.served_name} ({config.cluster.model})",
-        *rows,
-        *_warnings(facts),
+        *(f"  {name:<{width}}  {text}".rstrip() for name, text in rows),
+        *_warnings(workers),
         "",
         f"curl {url}/v1/completions -H 'Content-Type: application/json' \\",
         f"  -d '{request}'",
         "",
         "Ctrl-C ends it.",
     ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
-def _warnings(facts: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
-    classes = {told["numeric_class"] for _, told in facts if "numeric_class" in told}
+def _warnings(workers: Sequence[Told]) -> list[str]:
+    classes = {one.facts["numeric_class"] for one in workers if "numeric_class" in one.facts}
     if len(classes) < 2:
         return []
     return [

@@ -6,6 +6,7 @@ The supervisor loads no model and imports no torch. It waits for four things: wh
 (lifeline), what a child prints, a signal, and the time at which a child is to be started again.
 """
 
+import http.client
 import selectors
 import signal
 import sys
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..protocol.addresses import is_wildcard
 from ..protocol.config import Config, dump
 from ..protocol.lifeline import Progress, Ready
 from ..protocol.seams import Clock, SystemClock
 from .child import Child
-from .display import Display, open_display, ready_block
+from .display import Display, Told, open_display, ready_block
 from .ports import PortError, check_ports
 from .restarts import Restarts
 from .run_directory import make_run_directory, remove_run_directory
@@ -26,7 +28,9 @@ from .signals import SignalPipe
 GRACE_SECONDS = 5.0  # to end in, beyond what draining takes
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+ASK_SECONDS = 0.2
 Command = Callable[[str, Path, str], list[str]]  # role, configuration file, name
+Serving = Callable[[Config], bool]
 
 
 def role_command(role: str, file: Path, name: str) -> list[str]:
@@ -46,7 +50,21 @@ class Post:
     start_at: float | None = 0.0  # None: it runs, or it is given up
 
 
-def serve(config: Config, command: Command = role_command) -> int:
+def router_serves(config: Config) -> bool:
+    """Whether the router would place a request now."""
+    router = config.router
+    host = "127.0.0.1" if is_wildcard(router.host) else router.host
+    asked = http.client.HTTPConnection(host, router.port, timeout=ASK_SECONDS)
+    try:
+        asked.request("GET", "/ready")
+        return asked.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asked.close()
+
+
+def serve(config: Config, command: Command = role_command, serving: Serving = router_serves) -> int:
     """Run the cluster until a signal; the exit status."""
     try:
         check_ports(config)
@@ -58,7 +76,7 @@ def serve(config: Config, command: Command = role_command) -> int:
         file = folder / "cluster.toml"
         file.write_text(dump(config))
         with SignalPipe([*STOP_SIGNALS, signal.SIGCHLD]) as signals:
-            supervisor = Supervisor(config, file, command, open_display(), signals)
+            supervisor = Supervisor(Plan(config, file, command, serving), open_display(), signals)
             try:
                 return supervisor.run()
             finally:
@@ -67,15 +85,25 @@ def serve(config: Config, command: Command = role_command) -> int:
         remove_run_directory(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run, and how; tests have roles without models."""
+
+    config: Config
+    file: Path
+    role_command: Command
+    serving: Serving
+
+    def command(self, post: Post) -> list[str]:
+        return self.role_command(post.role, self.file, post.name)
+
+
 class Supervisor:
     """Owns the children. Ends with none left."""
 
-    def __init__(
-        self, config: Config, file: Path, command: Command, display: Display, signals: SignalPipe
-    ) -> None:
-        self._config = config
-        self._file = file
-        self._command = command
+    def __init__(self, plan: Plan, display: Display, signals: SignalPipe) -> None:
+        self._config = config = plan.config
+        self._plan = plan
         self._display = display
         self._signals = signals
         self._clock: Clock = SystemClock()
@@ -85,6 +113,7 @@ class Supervisor:
         self._selector.register(signals.fileno(), selectors.EVENT_READ, None)
         self._watched: set[int] = set()
         self._announced = False
+        self._ask_at: float | None = None  # when to ask the router again whether it can serve
         self._stopping = False
         self._signalled = 0  # how many signals said stop
         self._fault = ""  # why the cluster cannot go on
@@ -127,22 +156,30 @@ class Supervisor:
             if post.start_at is not None and now >= post.start_at:
                 post.start_at = None
                 try:
-                    post.child = Child(post.name, self._command(post.role, self._file, post.name))
+                    post.child = Child(post.name, self._plan.command(post))
                 except OSError as error:
                     self._fault = f"{post.name} cannot be started: {error}"
 
     def _seconds_until_due(self) -> float | None:
         times = [post.start_at for post in self._posts if post.start_at is not None]
+        times += [self._ask_at] if self._ask_at is not None else []
         return max(0.0, min(times) - self._clock.now()) if times else None
 
     def _announce(self) -> None:
-        """Once, when every process is ready."""
+        """Once, when every process is ready and the router has met enough of them."""
+        self._ask_at = None
         if self._announced or not all(post.child and post.child.ready for post in self._posts):
             return
+        if not self._plan.serving(self._config):
+            self._ask_at = self._clock.now() + ASK_SECONDS
+            return
         self._announced = True
-        children = [post.child for post in self._posts if post.child]
-        facts = [(child.name, child.ready.facts) for child in children if child.ready]
-        print(ready_block(self._config, facts), flush=True)
+        told = [
+            Told(post.name, post.role, post.child.ready.facts)
+            for post in self._posts
+            if post.child and post.child.ready
+        ]
+        print(ready_block(self._config, told), flush=True)
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -150,13 +187,14 @@ class Supervisor:
         """Everything one child has said, and its end."""
         ended = child.ended()  # asked first: what it said before its end is in the pipes by then
         watched = child.filenos()
-        for event in child.read_events(to_end=ended):
+        events = child.read_events(to_end=ended)
+        for line in child.read_lines(to_end=ended):  # printed before those events
+            self._display.say(f"[{post.name}] {line}")
+        for event in events:
             if isinstance(event, Progress):
                 self._display.progress(post.name, event.done, event.total)
             elif isinstance(event, Ready):
                 self._heard_ready(post)
-        for line in child.read_lines(to_end=ended):
-            self._display.say(f"[{post.name}] {line}")
         for fileno in watched - (set() if ended else child.filenos()):
             if fileno in self._watched:
                 self._selector.unregister(fileno)
@@ -184,9 +222,10 @@ class Supervisor:
             pause = post.start_at - now
             self._display.say(f"penstock: {post.name} ended ({reason}); again in {pause:.1f} s")
             return
-        self._display.say(f"penstock: {post.name} is given up: {post.restarts.given_up}")
         if not self._announced or not self._can_serve():
             self._fault = f"{post.name}: {post.restarts.given_up}"
+        else:
+            self._display.say(f"penstock: {post.name} is given up: {post.restarts.given_up}")
 
     def _can_serve(self) -> bool:
         """The router lives, and so does a worker that can answer."""

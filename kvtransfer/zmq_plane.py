@@ -159,21 +159,18 @@ class ZmqPlane:
             monitor = socket.get_monitor_socket(sum(LOST_EVENTS))
             socket.connect(peer.words.address)
         except (zmq.ZMQError, ValueError) as error:
-            if monitor is not None:
-                socket.disable_monitor()
-            socket.close()
+            _close(socket, monitor)
             raise PlaneError(f"{peer.endpoint} is at no usable address: {error}") from error
         peer.socket, peer.monitor = socket, monitor
-        peer.expected.clear()
-        peer.bytes_ahead = 0
 
     def _disconnect(self, peer: _Peer, reason: str) -> None:
         for read in [read for read in self._reads.values() if read.peer is peer]:
             self._end(read, reason, ())
         if peer.socket is not None:
-            peer.socket.disable_monitor()
-            peer.socket.close(linger=0)
+            _close(peer.socket, peer.monitor)
             peer.socket = peer.monitor = None
+        peer.expected.clear()
+        peer.bytes_ahead = 0
 
     # Reads
 
@@ -314,6 +311,13 @@ class ZmqPlane:
         for first, at, count in runs(local, numpy.arange(len(local), dtype=numpy.int32)):
             page = self._pages[first * size : (first + count) * size]
             page[:] = body[at * size : (at + count) * size]
+
+
+def _close(socket: Any, monitor: Any) -> None:
+    if monitor is not None:
+        socket.disable_monitor()
+        monitor.close(linger=0)  # or the context would wait for it for ever
+    socket.close(linger=0)
 
 
 def _wire(pages: Indices) -> bytes:

@@ -12,26 +12,27 @@ from .answer_logprobs import TextLogprobs, chat_entry
 from .answer_text import ChoiceText
 from .http_exchange import EVENT_STREAM, JSON, Exchange
 from .openai_error import ApiError
+from .openai_prompt import Tokenizer
 from .sse import DONE, Events, Form, error_event, usage_event
 
 
-class Line:
-    """What one choice's events need beside the text."""
+class Line(Events):
+    """One choice's events and, for completions, where its next token's text begins."""
 
-    __slots__ = ("events", "begun", "logprobs")
+    __slots__ = ("logprobs",)
 
-    def __init__(self, events: Events, logprobs: TextLogprobs):
-        self.events = events
-        self.begun = False
-        self.logprobs = logprobs
+    def __init__(self, form: Form, index: int, tokenizer: Tokenizer):
+        super().__init__(form, index)
+        self.logprobs = TextLogprobs(tokenizer)
 
 
 class StreamedAnswer(Answer):
+    __slots__ = ("_plain", "_headers")
+
     def __init__(self, exchange: Exchange, form: Form, service: Service, headers: bytes = b""):
         super().__init__(exchange, form, service)
         self._plain = form.plain
         self._headers = headers
-        self._lines: dict[int, Line] = {}
 
     def token(
         self,
@@ -41,12 +42,10 @@ class StreamedAnswer(Answer):
         token_id: int,
         logprobs: TokenLogprobs | None,
     ) -> None:
-        line = self._lines.get(choice.index)
-        if line is None:
-            line = self._begin(part, choice)
+        line: Line = choice.written or self._begin(part, choice)
         if self._plain:
             if text:
-                self.exchange.write(line.events.text(text))
+                self.exchange.write(line.text(text))
         elif token_id >= 0:
             self._rich(line, text, token_id, logprobs)
 
@@ -65,23 +64,22 @@ class StreamedAnswer(Answer):
                 shown = line.logprobs.take()
         elif not text and not extra:  # only running usage was asked for: nothing to show
             return
-        self.exchange.write(line.events.rich(text, shown, self._running_usage(), **extra))
+        self.exchange.write(line.rich(text, shown, self._running_usage(), **extra))
 
     def _begin(self, part: Part, choice: ChoiceText) -> Line:
         """The first event of a choice: the role, or the prompt again."""
         form = self.form
         if self.exchange.status == 0:
             self.exchange.start_stream(EVENT_STREAM + self._headers)
-        line = Line(Events(form, choice.index), TextLogprobs(self.service.tokenizer))
-        self._lines[choice.index] = line
+        choice.written = line = Line(form, choice.index, self.service.tokenizer)
         token_ids = part.asked.token_ids if form.token_ids else None
         if form.chat:
-            self.exchange.write(line.events.role(token_ids))
+            self.exchange.write(line.role(token_ids))
         elif form.echo or token_ids is not None:
             extra = {} if token_ids is None else {"prompt_token_ids": token_ids, "token_ids": []}
             text = self.prompt_text(part.asked) if form.echo else ""
             shown = self._prompt_logprobs(part, line) if form.echo and form.logprobs else None
-            self.exchange.write(line.events.rich(text, shown, self._running_usage(), **extra))
+            self.exchange.write(line.rich(text, shown, self._running_usage(), **extra))
         return line
 
     def _prompt_logprobs(self, part: Part, line: Line) -> dict[str, Any]:
@@ -93,8 +91,8 @@ class StreamedAnswer(Answer):
         return self.usage() if self.form.running_usage else None
 
     def close_choice(self, choice: ChoiceText) -> None:
-        events = self._lines[choice.index].events
-        self.exchange.write(events.finish(choice.finish, choice.stop_reason, self._running_usage()))
+        line: Line = choice.written
+        self.exchange.write(line.finish(choice.finish, choice.stop_reason, self._running_usage()))
 
     def close(self) -> None:
         usage = usage_event(self.form, self.usage()) if self.form.usage else b""

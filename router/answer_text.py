@@ -5,6 +5,7 @@ depends on the text alone, not on how tokens cut it: the one complete first, of 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..models.text_stream import TextStream
 from ..protocol.messages import FinishReason
@@ -80,7 +81,18 @@ class StopScan:
 class ChoiceText:
     """One choice: counts its tokens, turns them into text, knows why it ended."""
 
-    __slots__ = ("index", "tokens", "finish", "stop_reason", "cut", "_stream", "_scan", "_stops")
+    __slots__ = (
+        "index",
+        "tokens",
+        "finish",
+        "stop_reason",
+        "cut",
+        "last_at",
+        "written",
+        "_stream",
+        "_scan",
+        "_stops",
+    )
 
     def __init__(self, index: int, stream: TextStream, stops: Stops, strings: Sequence[StopString]):
         self.index = index  # among all choices of the client's request
@@ -88,6 +100,8 @@ class ChoiceText:
         self.finish: FinishReason = ""
         self.stop_reason: str | int | None = None
         self.cut = False  # ended here, by a stop string, while its worker would go on
+        self.written: Any = None  # what the answer keeps of this choice
+        self.last_at = 0.0  # when its last token came; 0 = none has
         self._stream = stream
         self._scan = StopScan(strings) if strings else None
         self._stops = stops

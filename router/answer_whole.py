@@ -26,10 +26,11 @@ class Gathered:
 
 
 class WholeAnswer(Answer):
+    __slots__ = ("_headers",)
+
     def __init__(self, exchange: Exchange, form: Form, service: Service, headers: bytes = b""):
         super().__init__(exchange, form, service)
         self._headers = headers
-        self._gathered: dict[int, Gathered] = {}
 
     def token(
         self,
@@ -39,9 +40,7 @@ class WholeAnswer(Answer):
         token_id: int,
         logprobs: TokenLogprobs | None,
     ) -> None:
-        gathered = self._gathered.get(choice.index)
-        if gathered is None:
-            gathered = self._begin(part, choice)
+        gathered: Gathered = choice.written or self._begin(part, choice)
         gathered.texts.append(text)
         if token_id < 0:
             return
@@ -57,8 +56,7 @@ class WholeAnswer(Answer):
 
     def _begin(self, part: Part, choice: ChoiceText) -> Gathered:
         form = self.form
-        gathered = Gathered(TextLogprobs(self.service.tokenizer))
-        self._gathered[choice.index] = gathered
+        choice.written = gathered = Gathered(TextLogprobs(self.service.tokenizer))
         if form.echo:
             gathered.texts.append(self.prompt_text(part.asked))
             if form.logprobs and part.report is not None:
@@ -84,7 +82,7 @@ class WholeAnswer(Answer):
 
     def _choice_fields(self, part: Part, choice: ChoiceText) -> dict[str, Any]:
         form = self.form
-        gathered = self._gathered[choice.index]
+        gathered: Gathered = choice.written
         text = "".join(gathered.texts)
         fields: dict[str, Any] = {"index": choice.index}
         if form.chat:

@@ -12,6 +12,7 @@ import ssl
 from email.utils import formatdate
 
 from .http_connection import Admit, Connection, Handle, Limits
+from .http_outbox import Turn
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class HttpServer:
         self.admit = admit
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
+        self.turn: Turn  # from start on
         self.draining = False
         self.date = b""
         self._listeners: list[asyncio.Server] = []
@@ -46,6 +48,7 @@ class HttpServer:
     ) -> None:
         """Listen in the running loop, on `listener` if given."""
         loop = asyncio.get_running_loop()
+        self.turn = Turn(loop)
         if listener is not None:
             server = await loop.create_server(lambda: Connection(self), sock=listener, ssl=tls)
         else:

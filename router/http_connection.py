@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import httptools
 
 from .http_exchange import JSON, Exchange, HttpRequest, response
+from .http_outbox import Outgoing, Turn
 from .openai_error import ApiError
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -58,6 +59,7 @@ class Owner(Protocol):
     handle: Handle
     admit: Admit
     connections: set["Connection"]
+    turn: Turn
 
     def left(self, connection: "Connection") -> None: ...
 
@@ -79,8 +81,8 @@ class Connection(asyncio.Protocol):
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # pyright: ignore[reportAttributeAccessIssue]
-        # The transport's own write: no frame of ours between the hot path and the transport.
-        self.send: Callable[[bytes], None] = lambda data: None
+        self._outgoing = Outgoing(server.turn, lambda data: None)
+        self.send: Callable[[bytes], None] = self._outgoing.send
         self._parser = httptools.HttpRequestParser(self)
         self._stage = Stage.BETWEEN
         self._request = HttpRequest()
@@ -100,7 +102,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self.send = self._transport.write
+        self._outgoing = Outgoing(self._server.turn, self._transport.write)
+        self.send = self._outgoing.send
         self._transport.set_write_buffer_limits(high=self._limits.unsent_bytes)
         _tune(transport.get_extra_info("socket"), self._limits.stalled_seconds)
         self._server.connections.add(self)
@@ -264,7 +267,7 @@ class Connection(asyncio.Protocol):
         if wish.lower() != b"100-continue":
             self._stop_parsing(ApiError("only Expect: 100-continue is known here", status=417))
         if self._exchange is None and not self._waiting:
-            self._transport.write(CONTINUE)
+            self.send(CONTINUE)
         else:
             self._continue_owed = True  # an answer still to be sent goes first
 
@@ -320,13 +323,13 @@ class Connection(asyncio.Protocol):
         self._answering = False
         if self._exchange is None and not self._waiting and self._continue_owed:
             self._continue_owed = False
-            self._transport.write(CONTINUE)
+            self.send(CONTINUE)
 
     def _begin(self, request: HttpRequest | ApiError) -> None:
         if isinstance(request, ApiError):
             headers, body = JSON + request.headers(), request.body()
             whole = response(request.status, headers, body, False, "1.1", self._server.date)
-            self._transport.write(whole)
+            self.send(whole)
             self._close(unread=True)
             return
         if self._server.draining:
@@ -371,6 +374,7 @@ class Connection(asyncio.Protocol):
         Closing a socket with unread bytes resets it, and a reset can destroy the answer on its
         way. So the sending side is shut first and what comes is dropped, for a while.
         """
+        self._outgoing.flush()
         self._closing = True
         self._stage = Stage.DEAF
         self._deadline = self._loop.time() + self._limits.stalled_seconds

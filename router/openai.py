@@ -44,8 +44,7 @@ from .sse import Form
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """A valid body but for its prompts."""
 
     body: Generation

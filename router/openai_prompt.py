@@ -4,7 +4,6 @@ A prompt is text, token ids, or messages that the model's chat template turns in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -49,8 +48,7 @@ class Tokenizer(Protocol):
     ) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """One prompt, tokenised."""
 
     token_ids: list[int]

@@ -4,8 +4,8 @@ Every refusal names its field and says what would work.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..protocol.messages import Sampling
@@ -24,8 +24,7 @@ COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 SEED_BITS = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Stops:
+class Stops(Struct, frozen=True):
     """What ends an answer besides its length, as far as the router looks at it."""
 
     strings: tuple[str, ...] = ()

@@ -22,4 +22,4 @@ config = load(
         "aggregated": [{"name": name} for name in sys.argv[1:]],
     },
 )
-sys.exit(serve(config, command))
+sys.exit(serve(config, command, serving=lambda config: True))

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from penstock.protocol.config import load
 from penstock.protocol.lifeline import report
@@ -22,7 +23,8 @@ def main(role: str, file: str, name: str) -> int:
     told.catch_signals()
     behaviour = os.environ.get(f"FAKE_{name.replace('-', '_')}", "")
     print(f"{role} {name} is process {os.getpid()}")
-    assert name in (load(file).router.name, *load(file).workers)
+    config = load(Path(file))
+    assert name in (config.router.name, *config.workers)
     if behaviour == "fail":
         told.failed("no such weights")
         return 1

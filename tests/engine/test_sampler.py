@@ -60,28 +60,36 @@ def expect_law(counts: Counter[int], probabilities: list[float], draws: int) -> 
     assert statistic < bound
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("varied", ["seed", "choice", "position"])
-def test_draws_follow_the_law(kernels: Kernels, law: dict[str, Any], varied: str) -> None:
-    if varied != "seed" and law:
-        pytest.skip("the noise is the same whatever the law")
-    draws, at_once = 20_000, 500
+def expect_draws(rows: list[Row], draws_per_row: int) -> None:
+    """Draw all rows from the same logits and hold the counts against the first row's law."""
     logits = some_logits(1)
     counts: Counter[int] = Counter()
-    plain = make_sequence(PROMPT + OUTPUT, len(PROMPT), seed=11, **law)
-    for first in range(0, draws, at_once):
-        rows = []
-        for number in range(first, first + at_once):
-            sequence = plain
-            if varied == "seed":
-                seed = number * 0x9E3779B97F4A7C15 % 2**64
-                sequence = make_sequence(PROMPT + OUTPUT, len(PROMPT), seed=seed, **law)
-            position = 8 + (number if varied == "position" else 0)
-            rows.append(Row(sequence, position, (number if varied == "choice" else 0,)))
-        for answer in draw(kernels, logits.expand(at_once, -1), rows):
+    for first in range(0, len(rows), 500):
+        part = rows[first : first + 500]
+        for answer in draw(choose("cpu"), logits.expand(len(part), -1), part):
             counts.update(answer.token_ids)
-    scores = changed_logits(logits[0].tolist(), plain.sampling, plain.token_ids, len(PROMPT))
-    expect_law(counts, distribution(scores, plain.sampling), draws)
+    sequence = rows[0].sequence
+    sampling, token_ids = sequence.sampling, sequence.token_ids
+    scores = changed_logits(logits[0].tolist(), sampling, token_ids, sequence.prompt_length)
+    expect_law(counts, distribution(scores, sampling), len(rows) * draws_per_row)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_choices_follow_the_law(law: dict[str, Any]) -> None:
+    sequence = make_sequence(PROMPT + OUTPUT, len(PROMPT), seed=11, **law)
+    choices = [tuple(range(first, first + 1000)) for first in range(0, 20_000, 1000)]
+    expect_draws([Row(sequence, 8, some) for some in choices], 1000)
+
+
+def test_positions_follow_the_law() -> None:
+    sequence = make_sequence(PROMPT + OUTPUT, len(PROMPT), seed=12)
+    expect_draws([Row(sequence, 8 + number, (0,)) for number in range(20_000)], 1)
+
+
+def test_seeds_follow_the_law() -> None:
+    seeds = [number * 0x9E3779B97F4A7C15 % 2**64 for number in range(20_000)]
+    sequences = [make_sequence(PROMPT + OUTPUT, len(PROMPT), seed=seed) for seed in seeds]
+    expect_draws([Row(sequence, 8, (0,)) for sequence in sequences], 1)
 
 
 FEATURES: list[dict[str, Any]] = [

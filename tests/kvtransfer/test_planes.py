@@ -174,7 +174,7 @@ def test_a_peer_killed_before_first_contact(world: World) -> None:
 
 
 def test_a_peer_killed_in_the_middle_of_reads(world: World) -> None:
-    for turn in range(5):
+    for turn in range(3):
         peer, endpoint = world.peer(), f"tcp://peer:{turn}"
         world.plane.add_peer(endpoint, 1, peer.metadata())
         assert world.read(endpoint, [0], [0]).failed == ""
