@@ -1,10 +1,10 @@
 // Paged causal attention; the formula and the order of every sum stand in attention.py.
 //
 // A work unit is (sequence, key head, block of query rows). Its rows, (query position, head of the
-// group) in that order, walk the keys in chunks of 64 from position 0. Per chunk: K is transposed and
-// V packed once for all rows, scores = Q K, softmax of the chunk, sums = sums * decay + P V. Both
-// products are the same tile: out[row][column] takes its terms one depth at a time, so its bits do
-// not depend on how many other rows or columns stand beside it.
+// group) in that order, walk the keys in chunks of 64 from position 0. Per chunk: K is transposed
+// and V packed once for all rows, scores = Q K, softmax of the chunk, sums = sums * decay + P V.
+// Both products are the same tile: out[row][column] takes its terms one depth at a time, so its
+// bits do not depend on how many other rows or columns stand beside it.
 #include "attention.h"
 
 enum { BLOCK_ROWS = 96 };

@@ -1,7 +1,9 @@
 // The parts of attention.c that know how numbers lie in memory.
 //
-// "half" here means: operands are pairs of bf16 in one 32-bit word and one instruction multiplies two
-// pairs and adds both products (AVX512_BF16). Without it, or for fp32 pages, a word is one fp32.
+// "half" here means: operands are pairs of bf16 in one 32-bit word, and one instruction multiplies
+// two pairs and adds both products (AVX512_BF16). Otherwise a word is one fp32; bf16 pages are then
+// widened.
+
 #ifndef PENSTOCK_ATTENTION_H
 #define PENSTOCK_ATTENTION_H
 
@@ -69,7 +71,8 @@ INLINE void tile(const Product *p, int64_t row, int64_t column, const int rows, 
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++)
-            sum[r][v] = p->decay ? vector_load(out + r * p->out_stride + v * LANES) * p->decay[row + r]
+            sum[r][v] = p->decay ? vector_load(out + r * p->out_stride + v * LANES) *
+                                       p->decay[row + r]
                                  : splat(0.0f);
     const char *a = p->a + row * p->a_stride * 4, *b = p->b + column * 4;
     for (int64_t d = 0; d < p->depth; d++, a += 4, b += p->b_stride * 4) {
@@ -89,7 +92,8 @@ INLINE void tile(const Product *p, int64_t row, int64_t column, const int rows, 
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) vector_store(out + r * p->out_stride + v * LANES, sum[r][v]);
+        for (int v = 0; v < vectors; v++)
+            vector_store(out + r * p->out_stride + v * LANES, sum[r][v]);
 }
 
 #if LANES == 16
@@ -147,8 +151,8 @@ INLINE __m512 pair_high(__m512 a, __m512 b) {
 }
 
 // 16 keys x 16 words, transposed in registers; words from depth on are not read and not written.
-INLINE void transpose_tile(const char *const *key, const char *const *next, int64_t word, int64_t depth,
-                           char *out) {
+INLINE void transpose_tile(const char *const *key, const char *const *next, int64_t word,
+                           int64_t depth, char *out) {
     int count = depth - word < 16 ? (int)(depth - word) : 16;
     __mmask16 mask = (__mmask16)((1u << count) - 1);
     __m512 a[16], b[16];

@@ -1,6 +1,6 @@
 // What the C files of this folder share: bf16 conversion, vectors of the machine's width, and fused
-// multiply-add. Everything is compiled with -ffp-contract=off: a multiply and an add fuse only where
-// fused() is written, so the order and the rounding of every sum are those of the source text.
+// multiply-add. Everything is compiled with -ffp-contract=off: a multiply and an add fuse only
+// where fused() is written, so the order and the rounding of every sum are those of the source.
 #ifndef PENSTOCK_COMMON_H
 #define PENSTOCK_COMMON_H
 

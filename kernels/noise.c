@@ -1,8 +1,9 @@
-// Counter-based Gumbel noise; the formula, step by step, stands in noise.py. No fused multiply-add and
-// no library function here: torch and every other processor give the same bits.
+// Counter-based Gumbel noise; the formula, step by step, stands in noise.py. No fused multiply-add
+// and no library function here: torch and every other processor give the same bits.
 #include "common.h"
 
-// Counters at a time, four tokens each; above 16, so that gcc vectorises the loops, not unrolls them.
+// Counters at a time, four tokens each. Above 16, so that gcc vectorises the loops; up to 16 it
+// unrolls them instead.
 enum { WIDE = 32, TOKENS = 4 * WIDE };
 
 typedef struct {
@@ -95,7 +96,8 @@ int64_t penstock_gumbel(const int64_t *seed, const int64_t *choice, const int64_
         gumbel_block(seed[row], choice[row], position[row], token / 4, value);
         int64_t from = token < first ? first - token : 0;
         int64_t to = first + count - token < TOKENS ? first + count - token : TOKENS;
-        if (to > from) memcpy(out + row * count + token + from - first, value + from, (to - from) * 4);
+        float *place = out + row * count + token + from - first;
+        if (to > from) memcpy(place, value + from, (to - from) * sizeof(float));
     }
     return 0;
 }

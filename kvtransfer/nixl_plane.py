@@ -30,6 +30,9 @@ from .targets import Indices, Targets, check_page_bytes, check_same_length, page
 LOCAL = "NIXL_INIT_AGENT"  # NIXL's word for our own side of a transfer
 PAGES_PER_POST = 256  # a descriptor costs 2.4 us to post, so this many stay under a millisecond
 POSTS_IN_FLIGHT = 8  # per read: keeps a fast link full between two calls of progress
+# UCX never gives back the socket of a connection closed while the peer lives (one descriptor per
+# add and remove, measured), so removed peers stay loaded, ready to be added again.
+RETIRED_KEPT = 64
 POSTING_SECONDS = 0.0005  # per call of progress; over CMA posting is the copying itself
 
 
@@ -53,7 +56,7 @@ class _Peer:
     generations: Any = None
     open_transfers: int = 0
     lost: bool = False  # UCX gave the connection up; it is made anew before the next read
-    retired: bool = False  # nobody wants it; unloaded when its last transfer has ended
+    retired: bool = False  # nobody wants it; never unloaded before its last transfer has ended
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +167,10 @@ class NixlPlane:
                 self._peers[endpoint] = draining
                 return
             raise PlaneError(f"{endpoint}: its old connection has not ended yet")
+        for old in [peer for peer in self._loaded.values() if peer.retired]:
+            if old.endpoint == endpoint:  # an earlier incarnation: it will not come back
+                old.lost = True
+                self._tidy(old)
         peer = _Peer(endpoint, incarnation, metadata, words)
         self._load(peer)
         self._peers[endpoint] = peer
@@ -176,7 +183,14 @@ class NixlPlane:
             if read.peer is peer:
                 read.failed = read.failed or "the peer was removed"
         peer.retired = True
-        self._unload_if_ended(peer)
+        self._tidy(peer)
+        retired = [peer for peer in self._loaded.values() if peer.retired]
+        for oldest in retired[: max(0, len(retired) - RETIRED_KEPT)]:
+            self._unload_if_ended(oldest)
+
+    def _tidy(self, peer: _Peer) -> None:
+        if peer.retired and peer.lost:
+            self._unload_if_ended(peer)
 
     def _load(self, peer: _Peer) -> None:
         words = peer.words
@@ -353,8 +367,7 @@ class NixlPlane:
             if read.reported and read.quiet:
                 del self._reads[read.ticket]
                 self._targets.give_back(read.local)
-            if read.peer.retired:
-                self._unload_if_ended(read.peer)
+            self._tidy(read.peer)
         return completions
 
     # NIXL's lists

@@ -158,6 +158,7 @@ class Answer:
             except Refusal as refusal:
                 self._cancel()
                 self._end("refused")
+                self.parts.clear()
                 raise ApiError(
                     refusal.reason,
                     refusal.field or None,
@@ -186,6 +187,7 @@ class Answer:
             self._end("")
             counters.whole_request.observe(monotonic() - self.exchange.started)
             self.close()
+            self.parts.clear()  # they refer back: left to the collector, they would be its work
 
     def fail(self, error: ApiError) -> None:
         if self.over:
@@ -193,6 +195,7 @@ class Answer:
         self._cancel()
         self._end("failed")
         self.close_failed(error)
+        self.parts.clear()
 
     def logprobs_missing(self) -> None:
         """They were asked for; an answer without them would look whole."""
@@ -203,6 +206,7 @@ class Answer:
         if not self.over:
             self._cancel()
             self._end("cancelled")
+            self.parts.clear()
 
     def _cancel(self) -> None:
         for part in self.parts:

@@ -354,13 +354,9 @@ class Connection(asyncio.Protocol):
             self._answer()
 
     def _patience(self) -> float:
-        match self._stage:
-            case Stage.HEADERS:
-                return self._limits.header_seconds
-            case Stage.BODY:
-                return self._limits.body_seconds
-            case _:
-                return self._limits.idle_seconds
+        limits = self._limits
+        waits = {Stage.HEADERS: limits.header_seconds, Stage.BODY: limits.body_seconds}
+        return waits.get(self._stage, limits.idle_seconds)
 
     def date(self) -> bytes:
         return self._server.date

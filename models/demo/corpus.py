@@ -60,7 +60,7 @@ def library_source(root: Path) -> Source:
     training, held_out = [], []
     for name, text in library_files(root):
         (training if bucket(name, 20) else held_out).append(text)
-    return Source("library", "code", 0.25, training, held_out)
+    return Source("library", "code", 0.28, training, held_out)
 
 
 def documented_functions(text: str) -> Iterator[tuple[str, str]]:
@@ -104,7 +104,7 @@ def grade_school_source(prompts: Path) -> Source:
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
         rows = read_lines(prompts / name)
         sides.append([grade_school_document(row, index) for index, row in enumerate(rows)])
-    return Source("grade_school", "arithmetic", 0.12, *sides)
+    return Source("grade_school", "arithmetic", 0.13, *sides)
 
 
 def query_key(row: dict) -> str:
@@ -131,7 +131,7 @@ def spider_source(prompts: Path) -> Source:
     rows = json.loads((prompts / "spider_dev.json").read_text(encoding="utf-8"))
     training, held_out = split_by_query(rows)
     return Source(
-        "spider", "sql", 0.015, [*map(spider_document, training)], [*map(spider_document, held_out)]
+        "spider", "sql", 0.03, [*map(spider_document, training)], [*map(spider_document, held_out)]
     )
 
 
@@ -144,7 +144,7 @@ def plays_source(prompts: Path) -> Source:
             pieces.append(piece)
             piece = ""
     cut = len(pieces) * 9 // 10
-    return Source("plays", "dialogue", 0.1, pieces[:cut], pieces[cut:])
+    return Source("plays", "dialogue", 0.11, pieces[:cut], pieces[cut:])
 
 
 # ---- all of it
@@ -167,10 +167,10 @@ def load_sources(prompts: Path | None, scale: float = 1.0) -> list[Source]:
     sources = [
         library,
         functions_source(library),
-        generated_source("exercises", "code", 0.05, int(8000 * scale)),
-        generated_source("arithmetic", "arithmetic", 0.16, int(30000 * scale)),
-        generated_source("sql", "sql", 0.13, int(30000 * scale)),
-        generated_source("dialogue", "dialogue", 0.145, int(30000 * scale)),
+        generated_source("exercises", "code", 0.03, int(8000 * scale)),
+        generated_source("arithmetic", "arithmetic", 0.17, int(30000 * scale)),
+        generated_source("sql", "sql", 0.10, int(30000 * scale)),
+        generated_source("dialogue", "dialogue", 0.12, int(30000 * scale)),
     ]
     if prompts is None:
         print("no prompt files given: training on own generators and the standard library only")

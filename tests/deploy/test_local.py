@@ -105,7 +105,12 @@ def gone(process: int) -> bool:
 
 def test_it_says_what_runs_and_ends_all_on_sigterm(start: Start) -> None:
     running = start("a", "b").ready()
-    for text in ("is ready at http://127.0.0.1:", "penstock-demo", "numeric class  one", "curl http://"):
+    for text in (
+        "is ready at http://127.0.0.1:",
+        "penstock-demo",
+        "numeric class  one",
+        "curl http://",
+    ):
         assert text in running.text
     assert "a: loading 50%" in running.text
     processes = [running.process_of(name) for name in ("router", "a", "b")]

@@ -30,6 +30,9 @@ KNOWN = [  # Random123, kat_vectors, philox4x32 10: counter, key, answer
 ]
 
 
+Who = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 def numbers(words: str) -> list[int]:
     return [int(word, 16) for word in words.split()]
 
@@ -77,8 +80,9 @@ def slow_noise(seed: int, choice: int, position: int, token: int) -> numpy.float
     return slow_gumbel(slow_philox(counter, [seed & MASK, seed >> 32 & MASK])[token & 3])
 
 
-def rows(seeds: list[int], choices: list[int], positions: list[int]) -> list[torch.Tensor]:
-    return [torch.tensor([noise.signed(n) for n in c]) for c in (seeds, choices, positions)]
+def rows(seeds: list[int], choices: list[int], positions: list[int]) -> Who:
+    columns = [torch.tensor([noise.signed(n) for n in c]) for c in (seeds, choices, positions)]
+    return columns[0], columns[1], columns[2]
 
 
 SEEDS, CHOICES, POSITIONS = (

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -178,12 +179,12 @@ CHATS = [
 @pytest.mark.parametrize("source", TEMPLATES)
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("mode", ["plain", "prompt", "continue"])
-def test_rendering_equals_transformers(source: str, chat: list[dict], mode: str) -> None:
+def test_rendering_equals_transformers(source: str, chat: list[dict[str, Any]], mode: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    special = {"bos_token": "<s>", "eos_token": "</s>"}
-    tools = [{"type": "function", "function": {"name": "größe", "parameters": {}}}]
-    options = {
+    special: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
+    tools: list[Any] = [{"type": "function", "function": {"name": "größe", "parameters": {}}}]
+    options: dict[str, Any] = {
         "add_generation_prompt": mode == "prompt",
         "continue_final_message": mode == "continue",
     }

@@ -14,15 +14,8 @@ import uvloop
 import zmq
 
 from penstock.protocol import codec, link, sockets
-from penstock.protocol.addresses import (
-    AddressError,
-    advertised_host,
-    format_endpoint,
-    is_loopback,
-    parse_endpoint,
-    reachable_host,
-)
-from penstock.protocol.clusterkey import ClusterKey, ClusterKeyError, read_key, write_key
+from penstock.protocol.addresses import parse_endpoint
+from penstock.protocol.clusterkey import ClusterKey, write_key
 from penstock.protocol.messages import Cancel, Drain, Identify, Peer, Refused, Release
 from penstock.protocol.seams import Arrival, Connected, Disconnected, Received
 from penstock.protocol.sockets import Mailbox, MailboxError
@@ -416,46 +409,6 @@ def test_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
     mailbox = Mailbox("a", host="0.0.0.0", advertise="127.0.0.1", key=key)
     assert mailbox.me.endpoint.startswith("tcp://127.0.0.1:")
     mailbox.close()
-
-
-def test_key_files(tmp_path: Path) -> None:
-    path = tmp_path / "key"
-    key = write_key(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert read_key(path) == key
-    with pytest.raises(ClusterKeyError, match="never overwritten"):
-        write_key(path)
-    with pytest.raises(ClusterKeyError, match="cannot be made"):
-        write_key(tmp_path / "no" / "key")
-    path.chmod(0o644)
-    with pytest.raises(ClusterKeyError, match="chmod 600"):
-        read_key(path)
-    with pytest.raises(ClusterKeyError, match="penstock keygen"):
-        read_key(tmp_path / "absent")
-    for text in ("", "public = 1", f'public = "{key.public}"\nsecret = "{"0" * 40}"', "\0"):
-        path.write_text(text)
-        path.chmod(0o600)
-        with pytest.raises(ClusterKeyError, match="is no cluster key"):
-            read_key(path)
-
-
-def test_addresses() -> None:
-    assert parse_endpoint("tcp://[::1]:5") == ("::1", 5)
-    assert format_endpoint("::1", 5) == "tcp://[::1]:5"
-    assert [is_loopback(h) for h in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.0.2.1")] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert reachable_host("tcp://127.0.0.1:5000") == "127.0.0.1"
-    assert advertised_host("127.0.0.1", "", "tcp://x:1") == "127.0.0.1"
-    assert advertised_host("0.0.0.0", "here", "tcp://x:1") == "here"
-    assert advertised_host("0.0.0.0", "", "tcp://127.0.0.1:1") == "127.0.0.1"
-    for wrong in ("", "tcp://", "tcp://:5", "tcp://a", "http://a:5", "tcp://a:x", "tcp://a:70000"):
-        with pytest.raises(AddressError):
-            parse_endpoint(wrong)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])

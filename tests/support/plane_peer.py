@@ -21,22 +21,20 @@ def pattern(seed: int, page: int, generation: int, page_bytes: int) -> bytes:
     return (unit * (page_bytes // len(unit) + 1))[:page_bytes]
 
 
-def open_files() -> list[str]:
-    """Of this process, without the pipes to the test and what NIXL's library keeps for good."""
-    kept = []
+def what_is_open() -> list[str]:
+    """This process's threads and files, but for UCX's log, which lives as long as the library."""
+    found = ["thread"] * len(os.listdir("/proc/self/task"))
     for file in os.listdir("/proc/self/fd"):
         try:
-            name = os.readlink(f"/proc/self/fd/{file}")
+            found.append(os.readlink(f"/proc/self/fd/{file}"))
         except FileNotFoundError:  # the listing's own
             continue
-        if int(file) > 2:
-            kept.append(name)
-    return sorted(kept)
+    return sorted(name for name in found if "ucx-log" not in name)
 
 
 def main(arguments: list[str]) -> int:
     name, page_bytes, page_count, seed, *keys = arguments
-    files_before = open_files()
+    before = what_is_open()
     memory = HostMemory(int(page_bytes), int(page_count))
     for page in range(int(page_count)):
         memory.page(page)[:] = pattern(int(seed), page, 0, int(page_bytes))
@@ -72,8 +70,7 @@ def main(arguments: list[str]) -> int:
                 case "exit":
                     plane.close()
                     memory.close()
-                    answer["threads"] = len(os.listdir("/proc/self/task"))
-                    answer["files"], answer["files_before"] = open_files(), files_before
+                    answer["before"], answer["after"] = before, what_is_open()
             print(json.dumps(answer), flush=True)
             if command["do"] == "exit":
                 return 0

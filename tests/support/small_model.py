@@ -49,6 +49,7 @@ def make_sequence(
     **sampling: Any,
 ) -> Sequence:
     """A sequence of a request of its own."""
+    settings: dict[str, Any] = {"seed": 1} | sampling
     boundary = len(token_ids) if prompt_length is None else prompt_length
     prefill = Prefill(
         request=next(_requests),
@@ -59,6 +60,6 @@ def make_sequence(
         token_ids=list(token_ids),
         prompt_length=boundary,
         choices=[0],
-        sampling=Sampling(**({"seed": 1} | sampling)),
+        sampling=Sampling(**settings),
     )
     return Sequence(prefill, [0], list(token_ids), pages=list(pages or []))
