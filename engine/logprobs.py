@@ -21,18 +21,42 @@ def log_softmax(logits_XV: Tensor) -> Tensor:
     return shifted_XV - shifted_XV.new_tensor([math.log(one) for one in totals])[:, None]
 
 
-def best(logprobs_V: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """The `count` highest, descending, ties by id."""
-    count = min(count, logprobs_V.shape[0])
-    if count <= 0:
+def best(logprobs_XV: Tensor, counts: list[int]) -> list[tuple[list[int], list[float]]]:
+    """Ids and values of each row's `counts[x]` highest, descending, ties by id."""
+    most = min(max(counts, default=0) + 1, logprobs_XV.shape[1])
+    if most <= 1:
+        return [([], []) for _ in counts]
+    found = logprobs_XV.topk(most, dim=1)
+    results = []
+    for at, (count, values, ids) in enumerate(
+        zip(counts, found.values.tolist(), found.indices.tolist(), strict=True)
+    ):
+        # topk does not say which of equal values it takes, nor in which order.
+        if len(set(values[: count + 1])) <= min(count, most - 1):
+            results.append(_best_of_tied(logprobs_XV[at], count))
+        else:
+            results.append((ids[:count], values[:count]))
+    return results
+
+
+def _best_of_tied(logprobs_V: Tensor, count: int) -> tuple[list[int], list[float]]:
+    count = min(count, len(logprobs_V))
+    if not count:
         return [], []
     lowest = logprobs_V.topk(count).values[-1]
     ids = (logprobs_V >= lowest).nonzero().flatten()  # ascending; more than `count` if tied
     order = logprobs_V[ids].sort(descending=True, stable=True)
-    chosen = order.indices[:count]
-    return ids[chosen].tolist(), order.values[:count].tolist()
+    return ids[order.indices[:count]].tolist(), order.values[:count].tolist()
 
 
-def report(logprobs_V: Tensor, token_id: int, alternatives: int) -> TokenLogprobs:
-    top_ids, top_logprobs = best(logprobs_V, alternatives)
-    return TokenLogprobs(float(logprobs_V[token_id]), top_ids, top_logprobs)
+def reports(
+    logprobs_XV: Tensor, token_ids: list[list[int]], alternatives: list[int]
+) -> list[tuple[TokenLogprobs, ...]]:
+    """One report per token; row x gave the tokens `token_ids[x]`."""
+    rows = [at for at, some in enumerate(token_ids) for _ in some]
+    flat = [token_id for some in token_ids for token_id in some]
+    own = iter(logprobs_XV[rows, flat].tolist())
+    return [
+        tuple(TokenLogprobs(next(own), ids, values) for _ in some)
+        for some, (ids, values) in zip(token_ids, best(logprobs_XV, alternatives), strict=True)
+    ]

@@ -5,9 +5,6 @@ fail-over, preemption and hand-over. Order, as in vLLM: logit_bias, min_tokens, 
 (every token so far), presence and frequency penalty (output tokens).
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
@@ -15,18 +12,22 @@ from ..protocol.messages import Sampling
 from .sequence import Sequence
 
 
-@dataclass(slots=True)
 class Counts:
-    """Which tokens a sequence holds; grows with it."""
+    """Which tokens a sequence holds, over the whole vocabulary; grows with the sequence."""
 
-    counted: int = 0
-    everything: set[int] = field(default_factory=set)
-    output: Counter[int] = field(default_factory=Counter)
+    def __init__(self, row_V: Tensor) -> None:
+        self.counted = 0
+        self.seen_V = torch.zeros_like(row_V, dtype=torch.bool)
+        self.output_V = torch.zeros_like(row_V)  # how often; exact in fp32 to 2^24
 
     def extend(self, sequence: Sequence) -> None:
-        token_ids = sequence.token_ids
-        self.everything.update(token_ids[self.counted :])
-        self.output.update(token_ids[max(self.counted, sequence.prompt_length) :])
+        token_ids, boundary = sequence.token_ids, sequence.prompt_length
+        for start, output in ((self.counted, False), (max(self.counted, boundary), True)):
+            if start < len(token_ids):
+                ids = _ids(token_ids[start:], self.seen_V)
+                self.seen_V[ids] = True
+                if output:
+                    self.output_V += torch.bincount(ids, minlength=len(self.output_V))
         self.counted = len(token_ids)
 
 
@@ -68,17 +69,17 @@ class Penalties:
 
     def _penalise(self, row_V: Tensor, sequence: Sequence) -> None:
         sampling = sequence.sampling
-        counts = self.counts.setdefault(sequence, Counts())
+        if sequence not in self.counts:
+            self.counts[sequence] = Counts(row_V)
+        counts = self.counts[sequence]
         counts.extend(sequence)
-        if sampling.repetition_penalty != 1:
-            ids = _ids(list(counts.everything), row_V)
-            old = row_V[ids]
-            penalty = sampling.repetition_penalty
-            row_V[ids] = torch.where(old > 0, old / penalty, old * penalty)
-        if counts.output and (sampling.presence_penalty or sampling.frequency_penalty):
-            presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
-            taken = [presence + frequency * count for count in counts.output.values()]
-            row_V[_ids(list(counts.output), row_V)] -= row_V.new_tensor(taken)
+        if (penalty := sampling.repetition_penalty) != 1:
+            changed_V = torch.where(row_V > 0, row_V / penalty, row_V * penalty)
+            row_V.copy_(torch.where(counts.seen_V, changed_V, row_V))
+        if sampling.frequency_penalty:
+            row_V -= counts.output_V * sampling.frequency_penalty
+        if sampling.presence_penalty:
+            row_V -= (counts.output_V > 0) * sampling.presence_penalty
 
 
 def _ids(token_ids: list[int], row_V: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.registry import Model
 from ..protocol.messages import TokenLogprobs
 from .batch import BatchBuilder, reported_rows, wanted_rows
-from .logprobs import log_softmax, report
+from .logprobs import log_softmax, reports
 from .sampler import Sampler, refusal, row_of
 from .step import Drawn, Slice, Step, StepResult
 
@@ -61,15 +61,17 @@ class Runner:
         """Add the log-probabilities of the prompt tokens that follow this slice's tokens."""
         following = part.sequence.token_ids[part.start + 1 : part.start + 1 + len(hidden_RD)]
         alternatives = part.sequence.sampling.prompt_logprobs
-        reports: list[TokenLogprobs] = []
+        told: list[TokenLogprobs] = []
         for first in range(0, len(hidden_RD), REPORTED_AT_ONCE):
-            rows_RD = hidden_RD[first : first + REPORTED_AT_ONCE]
-            logprobs_RV = log_softmax(self.model.logits(rows_RD))
-            token_ids = following[first : first + REPORTED_AT_ONCE]
-            for logprobs_V, token_id in zip(logprobs_RV, token_ids, strict=True):
-                reports.append(report(logprobs_V, token_id, alternatives))
-        for at, one in enumerate(reports):
+            logprobs_RV = log_softmax(
+                self.model.logits(hidden_RD[first : first + REPORTED_AT_ONCE])
+            )
+            token_ids = [[one] for one in following[first : first + len(logprobs_RV)]]
+            told += [
+                one for (one,) in reports(logprobs_RV, token_ids, [alternatives] * len(token_ids))
+            ]
+        for at, one in enumerate(told):
             if math.isnan(one.logprob):
                 position = part.start + 1 + at
                 return Drawn(error=refusal(part.sequence, position, "logits are not finite"))
-        return replace(drawn, prompt_logprobs=tuple(reports))
+        return replace(drawn, prompt_logprobs=tuple(told))

@@ -19,7 +19,7 @@ from ..kernels.choice import Kernels
 from ..kernels.noise import signed
 from ..protocol.messages import Sampling, TokenLogprobs
 from .filters import drop_unlikely
-from .logprobs import log_softmax, report
+from .logprobs import log_softmax, reports
 from .penalties import Penalties, changes_logits, has_penalties
 from .sequence import Sequence
 from .step import Drawn, Slice
@@ -146,9 +146,9 @@ def _logprobs(
     if not asking:
         return {}
     logprobs_XV = log_softmax(logits_RV[asking])
-    return {
-        at: tuple(
-            report(logprobs_V, token_id, rows[at].sampling.logprobs) for token_id in token_ids[at]
-        )
-        for at, logprobs_V in zip(asking, logprobs_XV, strict=True)
-    }
+    answers = reports(
+        logprobs_XV,
+        [token_ids[at] for at in asking],
+        [rows[at].sampling.logprobs for at in asking],
+    )
+    return dict(zip(asking, answers, strict=True))

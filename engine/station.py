@@ -14,6 +14,7 @@ import torch
 
 from ..protocol.clusterkey import ClusterKey, read_key
 from ..protocol.config import Config, Worker
+from ..protocol.lifeline import Report
 from ..protocol.loop import Gaps, run
 from ..protocol.loop import Worker as Turning
 from ..protocol.membership import Membership
@@ -28,6 +29,7 @@ from .load import EngineSettings, LoadedEngine, load_engine
 
 STEP_LIMIT_SECONDS = 120.0  # a step that takes longer is stuck, says /health
 QUARANTINE_SHARE = 0.25  # of all pages; beyond it only a new incarnation gets memory back
+RESTART_STATUS = 75  # "try again": the supervisor starts a new incarnation
 
 
 class NamedPlane(Protocol):
@@ -75,12 +77,16 @@ class Station:
             "context_length": self.context_length,
         }
 
-    def drive(
-        self, worker: Turning, stopping: Callable[[], bool], filenos: tuple[int, ...]
-    ) -> None:
-        """The loop, until told to stop."""
-        wanted = (self.loaded.engine.fileno(), *filenos)
-        run(worker, SystemClock(), lambda s: self.mailbox.wait(s, wanted), stopping, self.gaps)
+    def drive(self, worker: Turning, lifeline: Report) -> int:
+        """The loop, until told to stop; the exit status."""
+        wanted = (self.loaded.engine.fileno(), *lifeline.filenos())
+        clock = SystemClock()
+
+        def stopping() -> bool:
+            return lifeline.stopping or self.pulse.must_restart(self.pool)
+
+        run(worker, clock, lambda due: self.mailbox.wait(due, wanted), stopping, self.gaps)
+        return 0 if lifeline.stopping else RESTART_STATUS
 
     def close(self) -> None:
         self.membership.leave()

@@ -183,14 +183,9 @@ INLINE void transpose_tile(const char *const *key, const char *const *next, int6
         b[i + 8] = _mm512_shuffle_f32x4(low, low_2, 0xdd);
         b[i + 12] = _mm512_shuffle_f32x4(high, high_2, 0xdd);
     }
-    if (count == 16) {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) _mm512_store_ps(out + i * CHUNK * 4, b[i]);
-    } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            if (i < count) _mm512_store_ps(out + i * CHUNK * 4, b[i]);
-    }
+    for (int i = 0; i < 16; i++)
+        if (i < count) _mm512_store_ps(out + i * CHUNK * 4, b[i]);
 }
 #endif
 

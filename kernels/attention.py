@@ -15,7 +15,7 @@ context are not read. One condition: values of later tokens of the same step mus
 times infinity is no zero.
 
 Orders inside a chunk. Native: a score is one chain of fused multiply-adds along H, an output one
-chain along the keys; the total is kept in lanes and folded at the end. For bf16 with AVX512_BF16 both
+chain along the keys; the total is kept in lanes, folded at the end. For bf16 with AVX512_BF16 both
 chains go by pairs (vdpbf16ps) and the weights are rounded to bf16 before the product and the
 total. Torch: a matrix product of one fixed shape per (key head, chunk), in which the place of a
 row is its position modulo 16. These are two numeric classes.

@@ -27,10 +27,10 @@ def main(config: Config, name: str) -> int:
     worker = build(station, plane)
     lifeline.catch_signals()
     lifeline.ready(**station.facts())
-    station.drive(worker, lambda: lifeline.stopping, lifeline.filenos())
-    station.close()
+    status = station.drive(worker, lifeline)
     plane.close()
-    return 0
+    station.close()
+    return status
 
 
 def plane_settings(

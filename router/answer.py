@@ -47,7 +47,8 @@ class Part:
 
     def prompt(self, report: PromptReport) -> None:
         self.report = report
-        wanted = self.answer.form.prompt_logprobs
+        form = self.answer.form
+        wanted = form.prompt_logprobs or (form.echo and form.logprobs)
         if wanted and len(report.prompt_logprobs) != len(self.asked.token_ids):
             return self.answer.logprobs_missing()
         self.answer.cached_tokens += report.cached_tokens

@@ -3,6 +3,7 @@
 import json
 import select
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,9 @@ def test_a_loaded_engine_answers(tmp_path: Path) -> None:
 def test_numeric_class_and_digest(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
 
-    def identity(**changes: object) -> tuple[str, str]:
-        loaded = load_engine(EngineSettings(folder, **({"pages": 4, "threads": 1} | changes)))
+    def identity(**changes: Any) -> tuple[str, str]:
+        chosen: dict[str, Any] = {"pages": 4, "threads": 1} | changes
+        loaded = load_engine(EngineSettings(folder, **chosen))
         loaded.close()
         return loaded.numeric_class, loaded.model_digest
 
@@ -80,7 +82,7 @@ def test_pages_follow_the_budget(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_honoured_is_refused(
-    tmp_path: Path, changes: dict[str, object], words: str
+    tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     settings = EngineSettings(write_model(tmp_path), threads=1, **changes)
     with pytest.raises((ModelError, ValueError), match=words):

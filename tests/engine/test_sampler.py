@@ -148,7 +148,7 @@ def mixed_rows(count: int) -> list[Row]:
         feature: dict[str, Any] = chance.choice([*LAWS, *FEATURES])
         prompt = chance.choices(range(VOCABULARY), k=chance.randrange(1, 20))
         output = chance.choices(range(VOCABULARY), k=chance.randrange(6))
-        settings = {"seed": number, "logprobs": chance.randrange(-1, 4)} | feature
+        settings: dict[str, Any] = {"seed": number, "logprobs": chance.randrange(-1, 4)} | feature
         sequence = make_sequence(prompt + output, len(prompt), **settings)
         choices = (0, 1, 5) if not output and number % 2 else (chance.randrange(4),)
         rows.append(Row(sequence, len(sequence.token_ids), choices))
@@ -168,7 +168,11 @@ def test_a_row_does_not_depend_on_its_neighbours(kernels: Kernels) -> None:
 
 
 def test_counts_kept_between_steps_change_nothing(kernels: Kernels) -> None:
-    penalties = {"repetition_penalty": 1.2, "presence_penalty": 0.4, "frequency_penalty": 0.3}
+    penalties: dict[str, Any] = {
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.3,
+    }
     grown = make_sequence(PROMPT, temperature=0.0, **penalties)
     kept = Sampler(kernels)
     for number in range(12):
@@ -221,9 +225,10 @@ def test_bad_logits_fail_their_row_alone(kernels: Kernels) -> None:
     logits = some_logits(5)
     logits[1, 7] = torch.nan
     logits[3, :] = -torch.inf
-    for settings in ({"temperature": 0.0}, {"logprobs": 2}):
+    cases: list[dict[str, Any]] = [{"temperature": 0.0}, {"logprobs": 2}]
+    for settings in cases:
         rows = [Row(make_sequence(PROMPT, **settings), 5, (0,)) for _ in range(5)]
-        banned = {"logit_bias": {at: -math.inf for at in range(VOCABULARY)}}
+        banned: dict[str, Any] = {"logit_bias": {at: -math.inf for at in range(VOCABULARY)}}
         rows[4] = Row(make_sequence(PROMPT, **banned), 5, (0,))
         answers = draw(kernels, logits, rows)
         assert [bool(answer.error) for answer in answers] == [False, True, False, True, True]

@@ -63,7 +63,7 @@ def save(folder: Path, dtype: torch.dtype, shard: str = "5GB", **changes: Any) -
     for name, parameter in reference.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
-    reference = reference.to(dtype)
+    reference.to(dtype)  # pyright: ignore[reportArgumentType]
     reference.save_pretrained(folder, max_shard_size=shard)
     return reference
 

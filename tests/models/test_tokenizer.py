@@ -67,6 +67,12 @@ def write_byte_fallback(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    token_id = tokenizer.inner.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
 def streamed(tokenizer: Tokenizer, token_ids: list[int], skip: bool) -> str:
     stream = tokenizer.stream(skip_special_tokens=skip)
     return "".join([stream.push(token_id) for token_id in token_ids]) + stream.flush()
@@ -92,7 +98,7 @@ def test_a_split_character_waits(tmp_path: Path) -> None:
     tokenizer = write_byte_level(tmp_path)
     alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False)
     symbols = alphabet.pre_tokenize_str("🦀")[0][0]
-    token_ids = [tokenizer.inner.token_to_id(symbol) for symbol in symbols]
+    token_ids = [id_of(tokenizer, symbol) for symbol in symbols]
     assert len(token_ids) == 4
     stream = tokenizer.stream()
     assert [stream.push(token_id) for token_id in token_ids] == ["", "", "", "🦀"]
@@ -100,7 +106,7 @@ def test_a_split_character_waits(tmp_path: Path) -> None:
     assert stream.flush() == "\ufffd"
     assert tokenizer.token_bytes(token_ids[0]) == b"\xf0"
     assert tokenizer.token_text(token_ids[0]) == "\ufffd"
-    assert tokenizer.token_text(tokenizer.inner.token_to_id("<|im_end|>")) == "<|im_end|>"
+    assert tokenizer.token_text(id_of(tokenizer, "<|im_end|>")) == "<|im_end|>"
 
 
 def test_ids_beyond_the_vocabulary_have_no_text(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_ids_beyond_the_vocabulary_have_no_text(tmp_path: Path) -> None:
 def test_byte_fallback_stream_equals_decode(tmp_path: Path) -> None:
     tokenizer = write_byte_fallback(tmp_path)
     assert not tokenizer.byte_level
-    space = tokenizer.inner.token_to_id("▁")
+    space = id_of(tokenizer, "▁")
     letters = list(range(space, tokenizer.vocabulary))
     chance = random.Random(2)
     for _ in range(200):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from penstock.router import openai_tokenise
 from support.surface import CHAT, END, TEXT, Reply, Surface, chat, post, run, spell
 
 
@@ -330,5 +331,57 @@ def test_a_client_that_leaves_while_its_prompt_is_tokenised_asks_nothing():
             await surface.post(TEXT, {"prompt": "b" * 3000})
             assert [one.token_ids[0] for one in surface.requests.submissions] == [98]
             assert surface.app.counters.tokenising == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat(logprobs=True)),
+        (TEXT, {"prompt": "ab", "logprobs": 1}),
+        (TEXT, {"prompt": "ab", "logprobs": 1, "echo": True}),
+        (TEXT, {"prompt": "ab", "prompt_logprobs": 1}),
+    ],
+)
+def test_an_answer_without_the_logprobs_asked_for_fails(path: str, body: dict[str, Any]):
+    async def scenario():
+        async with Surface() as surface:
+            surface.requests.silent = True
+            reply = await surface.post(path, body)
+            assert reply.status == 500
+            assert "log-probabilities" in reply.error()["message"]
+            if "prompt_logprobs" not in body:
+                reply = await surface.post(path, body | {"stream": True})
+                failed = reply.json() if reply.status == 500 else reply.events()[-1]
+                assert "log-probabilities" in failed["error"]["message"]
+            assert surface.app.counters.running == 0
+            assert surface.requests.cancelled == list(range(len(surface.requests.submissions)))
+
+    run(scenario())
+
+
+def test_so_many_long_prompts_are_tokenised_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(openai_tokenise, "MOST_CHARACTERS", 5000)
+
+    async def scenario():
+        async with Surface() as surface:
+            entered, leave = asyncio.Event(), asyncio.Event()
+            loop = asyncio.get_running_loop()
+            encode = surface.tokenizer.encode
+
+            def slow(text: str, add_special_tokens: bool = True) -> list[int]:
+                loop.call_soon_threadsafe(entered.set)
+                asyncio.run_coroutine_threadsafe(leave.wait(), loop).result()
+                return encode(text)
+
+            surface.tokenizer.encode = slow
+            client = await surface.connect()
+            client.send(post(TEXT, {"prompt": "a" * 3000}))
+            await entered.wait()
+            refused = await surface.post(TEXT, {"prompt": "b" * 3000})
+            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+            leave.set()
+            assert (await client.reply()).status == 200
 
     run(scenario())

@@ -110,6 +110,7 @@ class ScriptedRequests:
         self.hold: int | None = None
         self.fail_after: int | None = None
         self.refusal: Refusal | None = None
+        self.silent = False  # about log-probabilities, whoever asks
         self.submissions: list[Submission] = []
         self.cancelled: list[int] = []
         self.stopped: list[tuple[int, int]] = []
@@ -144,7 +145,7 @@ class ScriptedRequests:
             return
         sampling = running.submission.sampling
         reported: list[TokenLogprobs | None] = []
-        if sampling.prompt_logprobs >= 0:
+        if sampling.prompt_logprobs >= 0 and not self.silent:
             ids = running.submission.token_ids
             reported = [None, *(logprobs_of(one, sampling.prompt_logprobs) for one in ids[1:])]
         running.listener.prompt(PromptReport(number, 0, 2, 0.0, 0.0, reported))
@@ -189,7 +190,8 @@ class ScriptedRequests:
             finish = "length"
         if finish:
             running.at[choice] = -1
-        logprobs = logprobs_of(ids[at], sampling.logprobs) if sampling.logprobs >= 0 else None
+        asked = sampling.logprobs >= 0 and not self.silent
+        logprobs = logprobs_of(ids[at], sampling.logprobs) if asked else None
         running.listener.token(choice, ids[at], logprobs, finish)
 
 

@@ -1,0 +1,98 @@
+"""Which plane is taken, and that a plane that was named is never replaced."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from penstock.kvtransfer import nixl_plane, shm_plane
+from penstock.kvtransfer import open as opening
+from penstock.kvtransfer.host_memory import HostMemory
+from penstock.kvtransfer.open import open_plane
+from penstock.kvtransfer.plane import PlaneError, PlaneSettings
+
+
+@pytest.fixture
+def settings() -> Iterator[PlaneSettings]:
+    memory = HostMemory(4096, 8)
+    memory.pages[:] = os.urandom(len(memory.pages))
+    yield PlaneSettings(memory.memory, f"open-{os.getpid()}")
+    memory.close()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="nixl is not installed")
+def test_auto_takes_nixl_where_a_read_moves_bytes(settings: PlaneSettings) -> None:
+    plane = open_plane("auto", settings)
+    assert plane.name == "nixl" and "UCX (" in plane.path
+    plane.close()
+
+
+def test_auto_says_why_nixl_was_not_taken(
+    settings: PlaneSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_library(settings: PlaneSettings) -> None:
+        raise PlaneError("nixl cannot be imported: no such wheel")
+
+    monkeypatch.setattr(nixl_plane, "NixlPlane", no_library)
+    plane = open_plane("auto", settings)
+    assert plane.name == "zmq" and "no such wheel" in plane.path
+    plane.close()
+    with pytest.raises(PlaneError, match="no such wheel"):
+        open_plane("nixl", settings)
+
+
+def test_auto_does_not_take_a_nixl_that_moves_nothing(
+    settings: PlaneSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nixl_plane, "NixlPlane", shm_plane.ShmPlane)
+    monkeypatch.setattr(shm_plane.ShmPlane, "progress", lambda self: [])
+    monkeypatch.setattr(opening, "PROBE_SECONDS", 0.01)
+    plane = open_plane("auto", settings)
+    assert plane.name == "zmq" and "did not end" in plane.path
+    plane.close()
+
+
+def test_what_cannot_be_had_is_refused_with_a_sentence(settings: PlaneSettings) -> None:
+    with pytest.raises(PlaneError, match="auto, nixl, zmq, shm"):
+        open_plane("rdma", settings)
+    device = replace(settings, memory=replace(settings.memory, device="cuda:0", file=-1))
+    for choice in ("shm", "zmq"):
+        with pytest.raises(PlaneError, match="host memory only"):
+            open_plane(choice, device)
+    with pytest.raises(PlaneError, match="memory file"):
+        open_plane("shm", replace(settings, memory=replace(settings.memory, file=-1)))
+    with pytest.raises(PlaneError, match="cannot listen"):
+        open_plane("zmq", replace(settings, host="no.such.host.invalid"))
+
+
+def test_shm_tells_another_host_and_another_container(settings: PlaneSettings) -> None:
+    import msgspec
+
+    plane = open_plane("shm", settings)
+    words = msgspec.msgpack.decode(plane.metadata(), type=shm_plane.Metadata)
+    for change, sentence in [
+        ({"boot": "another"}, "another host"),
+        ({"pid_namespace": "pid:[1]"}, "another container"),
+        ({"started": words.started + 1}, "another process"),
+        ({"inode": words.inode + 1}, "not its memory file"),
+        ({"file": 10_000}, "cannot be opened"),
+        ({"pid": 2**31}, "cannot be opened"),
+        ({"page_count": 10**9}, "does not fit"),
+        ({"pages_offset": 0}, "does not fit"),
+    ]:
+        forged = msgspec.msgpack.encode(msgspec.structs.replace(words, **change))
+        with pytest.raises(PlaneError, match=sentence):
+            plane.add_peer("tcp://peer:1", 1, forged)
+    plane.close()
+
+
+def test_importing_the_choice_imports_no_plane() -> None:
+    import subprocess
+
+    code = (
+        "import sys, penstock.kvtransfer.open; sys.exit(bool({'nixl', 'zmq'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
