@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy
+import zmq
 
 from ..kvtransfer import ucx
 from ..kvtransfer.host_memory import HostMemory
@@ -30,7 +31,8 @@ from ..kvtransfer.plane import Plane, PlaneSettings
 
 POOL_BYTES = 64 << 20
 OPERATION_BYTES = 16 << 20
-METHODS = ("memcpy", "bare nixl", "nixl", "nixl-tcp", "zmq", "shm")
+METHODS = ("memcpy", "bare nixl", "nixl", "nixl-tcp", "zmq", "zmq-curve", "shm")
+KEYS = zmq.curve_keypair()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ class BareNixl:
         transfer.release()
 
 
+def settings_for(method: str, memory: HostMemory, name: str) -> PlaneSettings:
+    return PlaneSettings(memory.memory, name, curve=KEYS if method == "zmq-curve" else None)
+
+
 def hold(method: str, sizes: list[int]) -> int:
     step: dict[int, Callable[[], object]] = {}
     words: dict[int, list[object]] = {}
@@ -102,7 +108,7 @@ def hold(method: str, sizes: list[int]) -> int:
             address = memory.memory.pages_address
             words[size] = [name, bare.agent.get_agent_metadata().hex(), address]
         else:
-            plane = open_plane(method.removesuffix("-tcp"), PlaneSettings(memory.memory, name))
+            plane = open_plane(method.partition("-")[0], settings_for(method, memory, name))
             step[size] = plane.progress
             words[size] = [plane.metadata().hex()]
         kept.append(memory)
@@ -147,7 +153,7 @@ class Holding:
             bare.add(words[0], bytes.fromhex(words[1]), words[2])
             self.planes[size] = bare
             return
-        settings = PlaneSettings(memory.memory, name)
+        settings = settings_for(self.method, memory, name)
         if self.method == "nixl-tcp":
             # UCX reads this when the agent is made; it is put back for the others.
             before = os.environ.get("UCX_TLS")
@@ -155,7 +161,7 @@ class Holding:
             plane = open_plane("nixl", settings)
             os.environ.pop("UCX_TLS") if before is None else os.environ.update(UCX_TLS=before)
         else:
-            plane = open_plane(self.method, settings)
+            plane = open_plane(self.method.partition("-")[0], settings)
         plane.add_peer("holder", 1, bytes.fromhex(words[0]))
         self.planes[size] = plane
 

@@ -174,9 +174,9 @@ class ScoreLoss(torch.autograd.Function):
         return total / len(states_TD)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_states_TD, grad_weight_VD = ctx.saved_tensors
-        scale = upstream / ctx.count
+        scale = grad_outputs[0] / ctx.count
         return grad_states_TD * scale.to(grad_states_TD.dtype), grad_weight_VD * scale, None
 
 

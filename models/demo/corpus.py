@@ -70,10 +70,10 @@ def documented_functions(text: str) -> Iterator[tuple[str, str]]:
         if not isinstance(node, ast.FunctionDef) or node.col_offset or node.decorator_list:
             continue
         summary = (ast.get_docstring(node) or "").split("\n")[0].strip().rstrip(".")
-        source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-        if len(summary) > 12 and node.end_lineno - node.lineno < 25:
+        own_lines = lines[node.lineno - 1 : node.end_lineno]
+        if len(summary) > 12 and len(own_lines) <= 25:
             request = f"Write the Python function `{node.name}`: {summary}."
-            yield request, f"```python\n{source}\n```"
+            yield request, "```python\n" + "\n".join(own_lines) + "\n```"
 
 
 def functions_source(library: Source) -> Source:

@@ -46,9 +46,9 @@ def truncate(path: Path, step: int) -> None:
         return
     kept = [row for row in read(path) if int(row["step"]) <= step]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([row[column] for column in COLUMNS] for row in kept)
 
 
 def draw(source: Path, target: Path) -> None:

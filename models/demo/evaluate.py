@@ -18,7 +18,7 @@ import torch.nn.functional as functional
 from tokenizers import Tokenizer
 
 from .architecture import Decoder, Shape
-from .chat import END_OF_TEXT
+from .chat import END_OF_TEXT, MARKERS
 from .corpus import Source, load_sources
 from .export import read_weights
 from .ngram import NGram
@@ -60,7 +60,7 @@ def windows(ids: list[int]) -> Iterator[tuple[list[int], list[int]]]:
 @torch.no_grad()
 def model_bits(model: Decoder, tokenizer: Tokenizer, documents: list[str]) -> float:
     """Total bits the model needs for the documents."""
-    nats, end = 0.0, tokenizer.token_to_id(END_OF_TEXT)
+    nats, end = 0.0, MARKERS.index(END_OF_TEXT)
     for encoding in tokenizer.encode_batch(documents):
         for inputs, targets in windows([*encoding.ids, end]):
             with torch.autocast("cpu", torch.bfloat16):

@@ -5,7 +5,7 @@ between hidden states, so it stays with AdamW.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Move every matrix; a closure, which no caller here has, is not evaluated."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for weight in group["params"]:
@@ -51,9 +52,11 @@ class Muon(torch.optim.Optimizer):
     def _step_together(self, weights: list[nn.Parameter], rate: float) -> None:
         directions = []
         for weight in weights:
+            gradient = weight.grad
+            assert gradient is not None, "every matrix takes part in every step"
             momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-            momentum.lerp_(weight.grad, 1 - MOMENTUM)
-            directions.append(weight.grad.lerp(momentum, MOMENTUM))
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            directions.append(gradient.lerp(momentum, MOMENTUM))
         rows, columns = weights[0].shape
         scale = max(1.0, rows / columns) ** 0.5
         for weight, update in zip(weights, orthogonalise(torch.stack(directions)), strict=True):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 import zmq
-from support.plane_world import PAGE_BYTES, PAGE_COUNT, World, until
 
 from penstock.kvtransfer.plane import PlaneError
 from penstock.kvtransfer.zmq_holder import (
@@ -18,6 +17,7 @@ from penstock.kvtransfer.zmq_holder import (
     Metadata,
     Refused,
 )
+from support.plane_world import PAGE_BYTES, PAGE_COUNT, World, until
 
 ZERO = (0).to_bytes(4, "little")
 
@@ -95,8 +95,10 @@ def test_a_reader_refuses_an_answer_it_did_not_ask_for(
     world: World,
     context: zmq.Context[zmq.Socket[bytes]],
     answer: Callable[[int], list[bytes]],
+    request: pytest.FixtureRequest,
 ) -> None:
     holder = context.socket(zmq.ROUTER)
+    request.addfinalizer(holder.close)
     port = holder.bind_to_random_port("tcp://127.0.0.1")
     words = Metadata(f"tcp://127.0.0.1:{port}", b"t" * 16, b"", PAGE_BYTES, PAGE_COUNT)
     world.plane.add_peer("tcp://forger:1", 1, ENCODE(words))
