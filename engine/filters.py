@@ -6,7 +6,7 @@
     top_p   of those left: the fewest highest ones whose share reaches top_p
 
 Equal scores are kept or dropped together (as Hugging Face does for top_k). Shares are summed as
-40-bit fixed-point integers: integer sums have no order, so neither the batch nor the device nor
+40-bit fixed-point integers: integer sums have no order, so neither the batch nor
 the way of sorting can change which tokens are kept.
 
 X rows, V vocabulary.
@@ -18,8 +18,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..kernels.elementary import exponential
 from ..protocol.messages import Sampling
+from .exponential import exponential
 
 FIXED_POINT = float(1 << 40)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 
 from ..kernels.choice import Kernels, choose
@@ -116,7 +117,7 @@ def numeric_class(
     if found.inexact:
         words.append("not row-exact")
     words.append(f"kv {_name(dtype)}")
-    exact = [*words, loaded.digest, kernels.digest, _processor_details(device)]
+    exact = [*words, loaded.digest, kernels.digest, _processor_details(device), numpy.__version__]
     digest = hashlib.blake2b("\0".join(exact).encode(), digest_size=6).hexdigest()
     return f"{digest} ({', '.join(words)})"
 

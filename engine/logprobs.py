@@ -1,7 +1,7 @@
 """Log-probabilities as they are reported: of the model's own logits, before any change to them.
 
 (vLLM's default, "raw_logprobs": no bias, penalty, temperature or filter shows in them.)
-Sums go by halves and exp by IEEE operations, so that a row does not know its neighbours.
+Sums go by halves, so that a row does not know its neighbours.
 
 X rows, V vocabulary.
 """
@@ -10,8 +10,9 @@ import math
 
 from torch import Tensor
 
-from ..kernels.elementary import exponential, tree_sum
+from ..kernels.elementary import tree_sum
 from ..protocol.messages import TokenLogprobs
+from .exponential import exponential
 
 
 def log_softmax(logits_XV: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ def prepare(sources: list[Source], folder: Path, shipped: Path, vocabulary: int,
 class Rows:
     """Training rows, and where each stream stands."""
 
-    def __init__(self, streams: dict[str, numpy.ndarray], shares: dict[str, float], seed: int):
+    def __init__(
+        self, streams: dict[str, numpy.ndarray], shares: dict[str, float], seed: int
+    ) -> None:
         self.streams = streams
         self.names = sorted(streams)
         total = sum(shares[name] for name in self.names)

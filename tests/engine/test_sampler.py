@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.engine.exponential import exponential
 from penstock.engine.sampler import Row, Sampler
 from penstock.engine.step import Drawn
 from penstock.kernels.choice import Kernels, choose
@@ -250,3 +251,15 @@ def test_ids_beyond_the_vocabulary_are_ignored(kernels: Kernels) -> None:
     logits = some_logits(1)
     answer = draw(kernels, logits, [Row(make_sequence(PROMPT, **settings), 5, (0,))])[0]
     assert answer.token_ids == (int(logits.argmax()),)
+
+
+def test_exp_does_not_depend_on_the_place_in_a_tensor() -> None:
+    x = -torch.rand(5000, generator=torch.Generator().manual_seed(1)) * 100
+    whole = exponential(x)
+    assert torch.allclose(whole.double(), x.double().exp(), rtol=1e-6, atol=1e-44)
+    for start, stop in ((1, 5000), (3, 20), (777, 778), (12, 4099)):
+        assert torch.equal(exponential(x[start:stop]), whole[start:stop])
+    for place in range(0, 5000, 97):
+        assert torch.equal(exponential(x[place : place + 1].clone()), whole[place : place + 1])
+    assert torch.equal(exponential(x.view(50, 100)[:, :33]), whole.view(50, 100)[:, :33])
+    assert exponential(torch.tensor([-torch.inf, 0.0])).tolist() == [0.0, 1.0]
