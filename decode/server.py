@@ -52,5 +52,6 @@ def build(station: Station, plane: Plane) -> DecodeWorker:
             station.membership,
             station.pulse,
             station.context_length,
+            station.loaded.config.vocabulary,
         )
     )

@@ -48,6 +48,7 @@ class Parts:
     membership: Membership
     pulse: Pulse
     context_length: int
+    vocabulary: int
 
 
 class DecodeWorker:
@@ -62,6 +63,7 @@ class DecodeWorker:
         self._membership = parts.membership
         self._pulse = parts.pulse
         self._context_length = parts.context_length
+        self._vocabulary = parts.vocabulary
         self._rates = Rates()
         self._failures = 0
         self._generated = 0
@@ -100,7 +102,7 @@ class DecodeWorker:
     def _message(self, sender: Peer, message: Message, now: float) -> None:
         match message:
             case Prefill(request, attempt):
-                reason = self._blocks.refuse(message, self._context_length)
+                reason = self._blocks.refuse(message, self._context_length, self._vocabulary)
                 if reason:
                     refusal = Failed(request, attempt, reason, False)
                     self._transport.send(message.router.endpoint, refusal)

@@ -64,7 +64,12 @@ class BatchBuilder:
         context[:] = contexts
         table = table.reshape(sequences, width)
         self._fill_tokens(slices, token, position, query_start)
-        self._fill_pages(slices, table, position, page, slot, numpy.array(counts))
+        self._fill_pages(slices, table)
+        sequence_of = numpy.repeat(numpy.arange(sequences), counts)
+        numpy.remainder(position, self.page_slots, out=slot)
+        page[:] = table[sequence_of, position // self.page_slots]
+        if page.min(initial=0) < 0:
+            raise ValueError("a sequence has fewer pages than the tokens it is to compute")
         if rows != tokens:
             _fill_wanted(wanted_row, wanted, query_start)
         return self._batch(ends, sizes, (sequences, width), every_row=rows == tokens)
@@ -85,31 +90,16 @@ class BatchBuilder:
             token[start:stop] = part.sequence.token_ids[part.start : part.start + part.count]
             position[start:stop] = numpy.arange(part.start, part.start + part.count)
 
-    def _fill_pages(
-        self,
-        slices: tuple[Slice, ...],
-        table_BW: numpy.ndarray,
-        position: numpy.ndarray,
-        page: numpy.ndarray,
-        slot: numpy.ndarray,
-        counts: numpy.ndarray,
-    ) -> None:
+    def _fill_pages(self, slices: tuple[Slice, ...], table_BW: numpy.ndarray) -> None:
         width = table_BW.shape[1]
         row_lists = []
         for part in slices:
             pages = part.sequence.pages
-            # A page reserved ahead is not looked at; one too few is caught below.
+            # A page reserved ahead is not looked at; one too few shows as -1.
             short = width - len(pages)
             row_lists.append(pages[:width] if short <= 0 else pages + [-1] * short)
         flat = table_BW.reshape(-1)
         flat[:] = numpy.fromiter(chain.from_iterable(row_lists), numpy.int32, len(flat))
-        numpy.remainder(position, self.page_slots, out=slot)
-        sequence_of = numpy.arange(len(slices))
-        if len(position) != len(slices):
-            sequence_of = numpy.repeat(sequence_of, counts)
-        page[:] = table_BW[sequence_of, position // self.page_slots]
-        if page.min(initial=0) < 0:
-            raise ValueError("a sequence has fewer pages than the tokens it is to compute")
 
     def _batch(
         self, ends: list[int], sizes: list[int], table: tuple[int, int], every_row: bool

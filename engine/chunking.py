@@ -20,13 +20,15 @@ class Blocks:
         """A prompt as it arrives: nothing computed, no pages."""
         return Sequence(prefill, list(prefill.choices), list(prefill.token_ids), arrived=now)
 
-    def refuse(self, prefill: Prefill, context_length: int) -> str:
+    def refuse(self, prefill: Prefill, context_length: int, vocabulary: int) -> str:
         """Why this prompt can never be computed here; "" if it can."""
         length = len(prefill.token_ids)
         if length < 1 or not prefill.choices:
             return "the request has no tokens or no choices"
         if length > context_length:
             return f"{length} tokens are more than this worker's context of {context_length}"
+        if min(prefill.token_ids) < 0 or max(prefill.token_ids) >= vocabulary:
+            return f"a token id lies outside the vocabulary of {vocabulary}"
         return ""
 
     def hash_full(self, sequence: Sequence) -> None:

@@ -6,8 +6,8 @@
     top_p   of those left: the fewest highest ones whose share reaches top_p
 
 Equal scores are kept or dropped together (as Hugging Face does for top_k). Shares are summed as
-40-bit fixed-point integers: integer sums have no order, so neither the batch nor
-the way of sorting can change which tokens are kept.
+whole numbers in units of 2^-34 of the best token's: in fp64 such sums are exact, so they have no
+order, and neither the batch nor the way of sorting can change which tokens are kept.
 
 X rows, V vocabulary.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..protocol.messages import Sampling
 from .exponential import exponential
 
-FIXED_POINT = float(1 << 40)
+UNIT = 2.0**-34  # sums over 2^19 tokens stay below 2^53 units
 
 
 def sorts(sampling: Sampling) -> bool:
@@ -53,11 +53,10 @@ def _sorted_threshold(scores_XV: Tensor, threshold_X1: Tensor, samplings: list[S
         return threshold_X1
     share = [one.top_p if one.top_p < 1 else math.inf for one in samplings]
     share_X1 = scores_XV.new_tensor(share, dtype=torch.float64)[:, None]
-    weights_XV = (exponential(descending_XV) * FIXED_POINT).to(torch.int64)
+    weights_XV = (exponential(descending_XV) / UNIT).floor_().double()
     weights_XV.masked_fill_(descending_XV < threshold_X1, 0)
     sums_XV = weights_XV.cumsum(1)
-    before_XV = (sums_XV - weights_XV).double()
-    enough_XV = before_XV >= sums_XV[:, -1:].double() * share_X1
+    enough_XV = sums_XV - weights_XV >= sums_XV[:, -1:] * share_X1
     enough_XV[:, 0] = False  # the best token always stays
     lowest_X1 = descending_XV.masked_fill(enough_XV, torch.inf).amin(1, keepdim=True)
     return torch.maximum(threshold_X1, lowest_X1)

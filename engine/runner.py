@@ -33,6 +33,10 @@ class Runner:
         began = time.monotonic()
         hidden_RD = self.model.forward(self.builder.build(step), self.pages)
         drawn = self._draw(step.slices, hidden_RD)
+        if self.pages.device.type == "cuda":
+            # A step without draws has waited for nothing yet; its pages may be read by a peer, and
+            # the batch's host buffer written again, as soon as this returns.
+            torch.cuda.synchronize(self.pages.device)
         return StepResult(step, tuple(drawn), time.monotonic() - began)
 
     def _draw(self, slices: tuple[Slice, ...], hidden_RD: Tensor) -> list[Drawn]:

@@ -6,6 +6,7 @@ Opened once at start from the resolved configuration. The transfer plane is open
 
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -29,6 +30,9 @@ from .load import EngineSettings, LoadedEngine, load_engine
 
 STEP_LIMIT_SECONDS = 120.0  # a step that takes longer is stuck, says /health
 QUARANTINE_SHARE = 0.25  # of all pages; beyond it only a new incarnation gets memory back
+SWITCH_SECONDS = (
+    0.0005  # the loop must not wait for the engine's thread as long as the default 5 ms
+)
 RESTART_STATUS = 75  # "try again": the supervisor starts a new incarnation
 
 
@@ -79,6 +83,7 @@ class Station:
 
     def drive(self, worker: Turning, lifeline: Report) -> int:
         """The loop, until told to stop; the exit status."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         wanted = (self.loaded.engine.fileno(), *lifeline.filenos())
         clock = SystemClock()
 
@@ -107,7 +112,6 @@ def open_station(
         settings.name, settings.host, settings.port, advertise=settings.advertise, key=key
     )
     loaded = load_engine(_engine_settings(config, settings), progress)
-    assert loaded.memory.generations is not None
     pool = PagePool(loaded.memory.generations)
     unique = f"{settings.name}-{secrets.token_hex(4)}"
     plane = open_plane(loaded.memory.description, unique, key)

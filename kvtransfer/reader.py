@@ -278,6 +278,9 @@ class Reader:
         key = (sender.endpoint, handoff.lease)
         if key in self.incoming:
             return  # said twice
+        known = self._ways.get(sender.endpoint)
+        if known is not None and known[0] != sender.incarnation:
+            self.holder_lost(sender.endpoint)  # it started again, and the link did not say so yet
         slots = self._settings.page_slots
         prefill = handoff.prefill
         root = blockhash.root(

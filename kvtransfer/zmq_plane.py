@@ -4,6 +4,11 @@ The reader asks for parts of a read, a bounded number of bytes ahead, and copies
 pages when it arrives: every byte lands inside `progress`, so a read is quiet the moment it
 completes or is abandoned. With a key pair everything is encrypted and the holder authenticated by
 CURVE; a peer of the other kind is refused, never talked to in the clear.
+
+Raw TCP sockets beside ZeroMQ were measured in one interleaved run on two busy cores over loopback:
+1.5, 2.4, 2.4, 2.5, 2.6 GB/s at pages of 16 KB to 4 MB against 0.7, 1.0, 1.0, 0.8, 0.7 over ZeroMQ.
+They are not used: they cannot be encrypted, so they would serve only where nothing leaves the
+host, and there the shm and nixl planes are several times faster than both.
 """
 
 from collections import deque

@@ -55,5 +55,6 @@ def build(station: Station, plane: Plane) -> PrefillWorker:
             station.membership,
             station.pulse,
             station.context_length,
+            station.loaded.config.vocabulary,
         )
     )

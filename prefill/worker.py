@@ -48,6 +48,7 @@ class Parts:
     membership: Membership
     pulse: Pulse
     context_length: int
+    vocabulary: int
 
 
 class PrefillWorker:
@@ -63,6 +64,7 @@ class PrefillWorker:
         self._membership = parts.membership
         self._pulse = parts.pulse
         self._context_length = parts.context_length
+        self._vocabulary = parts.vocabulary
         self._leases: dict[tuple[int, int, int], Lease] = {}  # by sequence
         self._rates = Rates()
         self._failures = 0
@@ -103,7 +105,7 @@ class PrefillWorker:
     def _message(self, sender: Peer, message: Message, now: float) -> None:
         match message:
             case Prefill(request, attempt):
-                reason = self._blocks.refuse(message, self._context_length)
+                reason = self._blocks.refuse(message, self._context_length, self._vocabulary)
                 if reason:
                     refusal = Failed(request, attempt, reason, False)
                     self._transport.send(message.router.endpoint, refusal)

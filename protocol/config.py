@@ -7,7 +7,7 @@
 
 The command line overrides the file and the file overrides the defaults. Whatever is wrong is one
 ConfigError that names the key, where it stands, and what would work. Nothing here looks at the
-machine but for its number of cores and host name: a model or a key is looked at by who uses it.
+machine but for its number of cores and its address: a model or a key is looked at by who uses it.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta, Struct
 
-from .addresses import AddressError, is_loopback, parse_endpoint
+from .addresses import AddressError, advertised_host, is_loopback, parse_endpoint
 from .messages import Role
 
 LOCAL_PREFILL_TOKENS = 512  # uncached remainders up to this long are prefilled by decode itself
@@ -112,12 +112,23 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return {worker.name: (role, worker) for role in ROLES for worker in workers_of(self, role)}
 
     def worker(self, role: Role, name: str) -> Worker:
-        """The worker of that role and name. Raises ConfigError naming those there are."""
+        """The worker of that role and name, for the process that is this worker: its address is
+        found out on its own machine. Raises ConfigError naming those there are."""
         for worker in workers_of(self, role):
             if worker.name == name:
-                return worker
+                return self._with_address(worker)
         names = ", ".join(worker.name for worker in workers_of(self, role)) or "none"
         raise ConfigError(f"no [[{role}]] worker is named {name!r}; there are: {names}")
+
+    def _with_address(self, worker: Worker) -> Worker:
+        try:
+            reached = advertised_host(worker.host, worker.advertise, self.routers[0])
+        except OSError as error:
+            raise ConfigError(
+                f"{worker.name}: no address that {self.routers[0]} could reach it at ({error}); "
+                "give one as advertise"
+            ) from None
+        return msgspec.structs.replace(worker, advertise=reached)
 
     @property
     def routers(self) -> list[str]:

@@ -19,6 +19,7 @@ its input/output thread): that a worker makes progress is told by its Status, no
 import logging
 import secrets
 import selectors
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ from .seams import Arrival, Clock, Connected, Disconnected, Received, SystemCloc
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # between tries at a kept endpoint
 MAX_DRAIN = 2048  # messages per `receive`, so that a flood cannot hold the loop
 MAX_KNOWN_SENDERS = 4096
+MAX_SOCKETS = 1 << 14  # a link takes three
 
 NEEDS_KEY = (
     "needs a cluster key: make one with `penstock keygen FILE` and name it as [cluster] key_file"
@@ -77,6 +79,11 @@ class _Destination:
     retry_at: float = 0.0
 
 
+def new_incarnation() -> int:
+    """62 bits that grow from one start to the next: microseconds since 1970, then chance."""
+    return (time.time_ns() // 1000) << 11 | secrets.randbits(11)
+
+
 class Mailbox:
     """This process's end of all its conversations."""
 
@@ -107,6 +114,7 @@ class Mailbox:
         self._extra: tuple[int, ...] = ()
         self._selector = selectors.DefaultSelector()
         self._context = zmq.Context()
+        self._context.max_sockets = MAX_SOCKETS
         self._gate = Gate(self._context, key) if key is not None else None
         self._inbox = self._open_inbox(host, port)
         self._selector.register(self._inbox.fileno(), selectors.EVENT_READ)
@@ -114,7 +122,7 @@ class Mailbox:
             self._selector.register(self._gate.fileno(), selectors.EVENT_READ, self._gate)
         bound = int(self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         reach = advertise or host
-        self._me = Peer(name, secrets.randbits(63), format_endpoint(reach, bound))
+        self._me = Peer(name, new_incarnation(), format_endpoint(reach, bound))
         self._header = codec.encode_header(self._me)
 
     @property

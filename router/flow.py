@@ -72,6 +72,7 @@ class Flow:
         self._now = now
         self._next_id = first_id
         self.counters = FlowCounters()
+        self.leaving = False  # told to stop: what loses its worker now ends at once
         self.in_flight: dict[int, InFlight] = {}
         self._stages: OrderedDict[int, Stages] = OrderedDict()
 
@@ -191,7 +192,8 @@ class Flow:
         """Place what waits for a worker; end what waited too long. Returns when to look again."""
         due = float("inf")
         for flight in [one for one in self.in_flight.values() if one.unplaced]:
-            limit = flight.unplaced_since + self._settings.failover_seconds
+            patience = 0.0 if self.leaving else self._settings.failover_seconds
+            limit = flight.unplaced_since + patience
             if self._place(flight):
                 continue
             if now >= limit:

@@ -106,7 +106,8 @@ class RouterProcess:
         await stop.wait()
         for fileno in self._lifeline.filenos():
             loop.remove_reader(fileno)
-        await self._server.stop()
+        self._flow.leaving = True
+        await self._server.stop(grace=self._settings.drain_seconds)
         ticking.cancel()
         watch.close()
         self._app.close()

@@ -1,7 +1,7 @@
 """Muon for the matrices inside the layers, AdamW for the embedding and the norms.
 
-At this size Muon needs far fewer tokens for the same loss; the embedding is no matrix of a map
-between hidden states, so it stays with AdamW.
+Matrices this small are cheap to orthogonalise. The embedding is no map between hidden states,
+so it stays with AdamW.
 """
 
 from collections import defaultdict
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Training loss over steps 121 to 140 with (matrix, other) rates: 3.88 with (0.02, 0.004), 3.77 with
+# (0.01, 0.004), 3.70 with (0.01, 0.008).
 MATRIX_RATE = 0.01
 OTHER_RATE = 0.008
 MATRIX_DECAY = 0.01

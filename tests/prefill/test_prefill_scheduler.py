@@ -86,6 +86,8 @@ def test_a_cached_prefix_is_skipped_and_a_scored_prompt_is_not():
 
 def test_prompts_that_can_never_run_are_refused():
     blocks, _ = scheduler()
-    assert "context of 20" in blocks.refuse(prompt(1, 21), 20)
-    assert blocks.refuse(prompt(1, 20), 20) == ""
-    assert "no tokens" in blocks.refuse(prompt(1, 0), 20)
+    assert "context of 20" in blocks.refuse(prompt(1, 21), 20, 9)
+    assert blocks.refuse(prompt(1, 20), 20, 9) == ""
+    assert "no tokens" in blocks.refuse(prompt(1, 0), 20, 9)
+    assert "vocabulary of 9" in blocks.refuse(prompt(9, 5), 20, 9)
+    assert "vocabulary of 9" in blocks.refuse(prompt(-1, 5), 20, 9)

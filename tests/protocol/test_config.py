@@ -47,7 +47,8 @@ def test_file_over_defaults(tmp_path: Path) -> None:
         ("second", 64, 64),
     ]
     assert {worker.threads for _, worker in loaded.workers.values()} == {3}
-    assert loaded.worker("prefill", "p") == loaded.prefill[0]
+    assert loaded.worker("prefill", "p").name == "p"
+    assert loaded.worker("prefill", "p").advertise == "127.0.0.1"
 
 
 def test_command_line_over_file(tmp_path: Path) -> None:
@@ -135,3 +136,10 @@ def test_a_missing_file_and_a_missing_worker(tmp_path: Path) -> None:
         load(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match=r"no \[\[prefill\]\] worker is named 'q'; there are: p"):
         load(write(tmp_path, FILE)).worker("prefill", "q")
+
+
+def test_a_worker_on_all_addresses_tells_the_one_its_router_sees(tmp_path: Path) -> None:
+    text = '[cluster]\nkey_file = "key"\n[[aggregated]]\nname = "a"\nhost = "0.0.0.0"'
+    loaded = load(write(tmp_path, text))
+    assert loaded.aggregated[0].advertise == ""
+    assert loaded.worker("aggregated", "a").advertise == "127.0.0.1"

@@ -24,7 +24,7 @@ from penstock.router.flow import Flow, FlowSettings
 from penstock.router.inbox import Inbox
 from penstock.router.request import Submission
 
-from .fakes import SLOTS, FakeEngine, FakePlane, Memory, Network
+from .fakes import SLOTS, VOCABULARY, FakeEngine, FakePlane, Memory, Network
 
 COMPATIBILITY = Compatibility(1, "model", "class", "fp32", "layout", 64, "fake")
 ROUTER = "fake://router"
@@ -60,6 +60,7 @@ class Worker:
                     membership,
                     pulse,
                     context,
+                    VOCABULARY,
                 )
             )
         else:
@@ -76,6 +77,7 @@ class Worker:
                     membership,
                     pulse,
                     context,
+                    VOCABULARY,
                 )
             )
 
