@@ -27,7 +27,7 @@ import uvloop
 from ..models.tokenizer import Tokenizer
 from ..protocol.messages import PromptReport
 from ..router.app import App, Wiring
-from ..router.http import HttpServer
+from ..router.http_server import HttpServer
 from ..router.openai_facts import Facts
 from ..router.request import Listener, Stages, Submission
 

@@ -23,7 +23,7 @@ from .app import App, Wiring
 from .app_keys import read_keys
 from .fleet import Fleet
 from .flow import Flow, FlowSettings
-from .http import HttpServer
+from .http_server import HttpServer
 from .http_connection import Limits
 from .inbox import Inbox
 from .openai_facts import Defaults, Facts

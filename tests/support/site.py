@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from penstock.router.http import HttpServer
+from penstock.router.http_server import HttpServer
 from penstock.router.http_connection import Limits
 from penstock.router.http_exchange import Exchange, HttpRequest
 from penstock.router.openai_error import ApiError
