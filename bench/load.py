@@ -290,7 +290,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--same-prompt", action="store_true", help="the prefix cache may answer")
     options = parser.parse_args(arguments)
     try:
-        plan = Plan(**vars(options), model=Site(options.url).model())
+        with contextlib.closing(Site(options.url)) as site:
+            plan = Plan(**vars(options), model=site.model())
         outcome = uvloop.run(run(plan))
     except (LoadError, OSError) as error:
         print(f"penstock bench load: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from typing import Any
 from . import router_process
 from .accounting import costs
 from .cluster import Cluster, ClusterError, command, free_port, serving, start
-from .report import Cell, Result, Table, median, spread
+from .report import Cell, Result, Table, median, result_file, spread
 
 LAYOUTS = {"1p1d": ["--prefill", "1", "--decode", "1"], "aggregated": ["--aggregated"]}
 LISTED_AT_REST = ("prefill-0", "decode-0")
@@ -238,7 +238,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--idle-seconds", type=float, default=20.0)
     parser.add_argument("--router-rounds", type=int, default=5, metavar="N")
     router_process.add_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=result_file, metavar="FILE")
     options = parser.parse_args(arguments)
     asked = {name: value for name, value in vars(options).items() if name != "json"}
     result = Result("processes", asked)

@@ -81,9 +81,19 @@ class Result:
             print(table.text(), end="\n\n")
         print(_conditions(asdict(self)))
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(asdict(self), indent=1) + "\n")
             print(f"written to {file}")
+
+
+def result_file(text: str) -> Path:
+    """An argument: where to write. Tried before anything is measured."""
+    file = Path(text)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{file} cannot be written: {error.strerror}") from None
+    return file
 
 
 # --- statistics -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 from .accounting import cpu_seconds
 from .cluster import Cluster, ClusterError, command, free_port, start
-from .report import Cell, Result, Table, median, shown, spread
+from .report import Cell, Result, Table, median, result_file, shown, spread
 from .synthetic import NAME, request_bytes
 
 STEP_SECONDS = 0.02
@@ -51,16 +51,21 @@ class Server:
     source: subprocess.Popen[bytes]
 
     def sent(self) -> int:
-        assert self.source.stdin and self.source.stdout
-        self.source.stdin.write(b"?")
-        self.source.stdin.flush()
-        return int(self.source.stdout.readline())
+        tell(self.source)
+        return int(cast(IO[bytes], self.source.stdout).readline())
 
 
 def synthetic(part: str, *words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command("bench", "synthetic", part, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+
+
+def tell(process: subprocess.Popen[bytes]) -> None:
+    """A line on its standard input: go on, or answer."""
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
 
 
 @contextmanager
@@ -149,8 +154,8 @@ def expect(process: subprocess.Popen[bytes], word: str) -> None:
 def per_token(server: Server, streams: int, seconds: float) -> dict[str, float]:
     """CPU µs of a token while all streams go on."""
     tokens = int((seconds + 4 * SETTLE_SECONDS) / STEP_SECONDS)
-    with ending(client(server, streaming(tokens), streams, streams, streams)) as asking:
-        expect(asking, "ready")
+    with ending(client(server, streaming(tokens), streams, 0, streams)) as asking:
+        expect(asking, "begun")
         time.sleep(SETTLE_SECONDS)
         sent, cpu, begun = server.sent(), cpu_seconds(server.pid), time.monotonic()
         time.sleep(seconds)
@@ -166,10 +171,11 @@ def per_token(server: Server, streams: int, seconds: float) -> dict[str, float]:
 
 def per_request(server: Server, concurrency: int, requests: int) -> dict[str, float]:
     """CPU µs of a whole request for one token, in a closed loop."""
-    warm = requests // 10
-    with ending(client(server, json.dumps(TINY), concurrency, warm, warm + requests)) as asking:
+    warm = max(concurrency, requests // 10)
+    with ending(client(server, json.dumps(TINY), concurrency, warm, requests)) as asking:
         expect(asking, "ready")
         cpu, begun = cpu_seconds(server.pid), time.monotonic()
+        tell(asking)
         expect(asking, "done")
         cpu, elapsed = cpu_seconds(server.pid) - cpu, time.monotonic() - begun
     return {
@@ -243,7 +249,7 @@ def main(arguments: list[str]) -> int:
     )
     add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=result_file, metavar="FILE")
     options = parser.parse_args(arguments)
     result = Result(
         "router_process", {key: value for key, value in vars(options).items() if key != "json"}

@@ -17,13 +17,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .accounting import alive
 from .cluster import Cluster, ClusterError, Site, command, serving
 from .report import Cell as Shown
-from .report import Result, Table, load_of_machine, median, percentile, scaled
+from .report import Result, Table, load_of_machine, median, percentile, result_file, scaled
 
 STAGES = ("queue", "prefill", "transfer", "admission_wait", "first_decode_step")
 ROLES = ("router", "prefill", "decode", "aggregated")
@@ -90,7 +89,8 @@ def targets(options: argparse.Namespace) -> Iterator[list[Target]]:
     """All that is measured, running."""
     with contextlib.ExitStack() as stack:
         if options.url:
-            yield [Target("running", Site(options.url), None)]
+            site = stack.enter_context(contextlib.closing(Site(options.url)))
+            yield [Target("running", site, None)]
             return
         found = []
         for layout in options.layouts:
@@ -134,6 +134,7 @@ def summary(outcome: dict[str, Any]) -> dict[str, Any]:
     records = outcome["records"]
     gaps = [gap for record in records for gap in record["gaps"]]
     firsts = [record["first"] for record in records]
+    seconds = [record["gaps"][0] for record in records if record["gaps"]]
     wall = outcome["wall_seconds"]
     tokens = sum(record["tokens"] for record in records)
     return {
@@ -143,6 +144,7 @@ def summary(outcome: dict[str, Any]) -> dict[str, Any]:
         "first_seconds": firsts,
         "ttft_p50": percentile(firsts, 0.5),
         "ttft_p99": percentile(firsts, 0.99),
+        "second_token": percentile(seconds, 0.5),
         "itl_p50": percentile(gaps, 0.5),
         "itl_p99": percentile(gaps, 0.99),
         "itl_mean": sum(gaps) / len(gaps) if gaps else None,
@@ -220,7 +222,7 @@ HEADING = ["prompt", "streams", "layout", "path"]
 
 
 def latency_table(rounds: list[dict[str, Any]], left_out: list[Cell]) -> Table:
-    milliseconds = ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "itl_mean")
+    milliseconds = ("ttft_p50", "ttft_p99", "second_token", "itl_p50", "itl_p99", "itl_mean")
     rates = ("output_tokens_per_second", "prompt_tokens_per_second")
     rows: list[list[Shown]] = [
         heading(row)
@@ -229,10 +231,13 @@ def latency_table(rounds: list[dict[str, Any]], left_out: list[Cell]) -> Table:
         + [of_rounds(row, name) for name in rates]
         for row in rows_of(rounds)
     ]
-    columns = [*HEADING, "rounds", "requests", "TTFT p50 ms", "p99", "ITL p50 ms", "p99"]
-    columns += ["TPOT ms", "output tokens/s", "prompt tokens/s"]
+    columns = [*HEADING, "rounds", "requests", "TTFT p50 ms", "p99", "2nd token ms"]
+    columns += ["ITL p50 ms", "p99", "TPOT ms", "output tokens/s", "prompt tokens/s"]
     notes = [
         "ITL: time between two tokens of one stream, the first token excluded; TPOT is its mean.",
+        "2nd token: median from the first token to the second; of a hand-over, what was "
+        "not hidden.",
+        "An ITL of 0: tokens read together, because some process had to wait for a core.",
         "Medians over rounds; requests per round. Of few requests p99 is the slowest one.",
     ]
     silent = sum(one["tokens_without_text"] for one in rounds)
@@ -283,7 +288,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--budget-tokens", type=int, default=130_000, metavar="N", help="per cell")
     parser.add_argument("--same-prompt", action="store_true", help="let the prefix cache answer")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=result_file, metavar="FILE")
     return parser
 
 

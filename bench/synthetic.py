@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httptools
 import uvloop
@@ -224,61 +224,79 @@ async def floor(port: int, step_seconds: float) -> None:
 class Client(asyncio.Protocol):
     """Asks, and asks again as long as more is wanted. Looks at nothing."""
 
-    def __init__(self, request: bytes, began: Callable[[], None], more: Callable[[], bool]):
+    def __init__(self, request: bytes, batch: "Batch"):
         self._request = request
-        self._began = began
-        self._more = more
-        self._silent = True
+        self._batch = batch
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.ask()
 
-    def ask(self) -> None:
+    def ask(self, batch: "Batch") -> None:
+        self._batch = batch
         self._silent = True
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self._silent:
             self._silent = False
-            self._began()
+            self._batch.begun += 1
+            if self._batch.begun == self._batch.announced:
+                print("begun", flush=True)
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() != 200:
             raise ConnectionError(f"HTTP {self._parser.get_status_code()}")
-        if self._more():
-            self.ask()
+        if self._batch.more():
+            self.ask(self._batch)
+
+
+class Batch:
+    """So many answers, over all connections."""
+
+    def __init__(self, requests: int, connections: int, announced: int = 0):
+        self._left = requests  # answers to come
+        self._open = connections
+        self.begun = 0
+        self.announced = announced  # a word is said when so many answers have begun
+        self.done = asyncio.Event()
+
+    def more(self) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            self.done.set()
+        return self._left >= self._open
 
 
 async def client(url: str, request: bytes, connections: int, warm: int, requests: int) -> None:
-    """`ready` after the first bytes of `warm` answers, `done` at the end of the last one."""
+    """Says `begun` when every connection has its first bytes, and `done` at the end. With `warm`
+    requests before: says `ready` after them and goes on when a line comes."""
     loop = asyncio.get_running_loop()
-    host, port = split_address(url)
-    begun = finished = 0
-    done = asyncio.Event()
     failed: list[str] = []
-    loop.set_exception_handler(
-        lambda _, context: (failed.append(repr(context.get("exception"))), done.set())
-    )
+    batch = Batch(warm, connections)
 
-    def began() -> None:
-        nonlocal begun
-        begun += 1
-        if begun == warm:
-            print("ready", flush=True)
+    def fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        failed.append(repr(context.get("exception")))
+        batch.done.set()
 
-    def more() -> bool:
-        nonlocal finished
-        finished += 1
-        if finished == requests:
-            done.set()
-        return finished + connections <= requests
-
-    for _ in range(connections):
-        await loop.create_connection(lambda: Client(request, began, more), host, port)
-    await done.wait()
+    loop.set_exception_handler(fail)
+    host, port = split_address(url)
+    clients = [
+        (await loop.create_connection(lambda: Client(request, batch), host, port))[1]
+        for _ in range(connections)
+    ]
+    if warm:
+        for one in clients:
+            one.ask(batch)
+        await batch.done.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+    batch = Batch(requests, connections, 0 if warm else connections)
+    for one in clients:
+        one.ask(batch)
+    if not failed:
+        await batch.done.wait()
     print(failed[0] if failed else "done", flush=True)
 
 
@@ -305,7 +323,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--url")
     parser.add_argument("--body", default="{}")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--warm", type=int, default=64, help="answers begun before `ready`")
+    parser.add_argument("--warm", type=int, default=0, help="requests before `ready`")
     parser.add_argument("--requests", type=int, default=64)
     options = parser.parse_args(arguments)
     if options.part == "worker":

@@ -24,6 +24,7 @@ from .app_keys import read_keys
 from .fleet import Fleet
 from .flow import Flow, FlowSettings
 from .http_server import HttpServer
+from .health import health, ready
 from .http_connection import Limits
 from .inbox import Inbox
 from .openai_facts import Defaults, Facts
@@ -122,50 +123,15 @@ class RouterProcess:
             await asyncio.sleep(TICK_SECONDS)
             self._inbox.tick(self._clock.now())
 
-    # --- health --------------------------------------------------------------------------------
-
-    def _roles(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for worker in self._fleet.workers.values():
-            counts[worker.role] = counts.get(worker.role, 0) + worker.usable
-        return counts
-
     def _ready(self) -> tuple[bool, dict[str, Any]]:
-        """Can a request be placed now?"""
-        roles = self._roles()
-        ready = bool(roles.get("aggregated") or (roles.get("prefill") and roles.get("decode")))
-        return ready, {"ready": ready, "usable_workers": roles}
+        return ready(self._fleet)
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
-        """Well = requests can be placed and nothing says that it is stuck."""
-        ready, fields = self._ready()
-        now = self._clock.now()
-        workers = [
-            {
-                "name": worker.peer.name,
-                "role": worker.role,
-                "stuck": worker.stuck,
-                "heard_seconds_ago": round(now - worker.heard, 3),
-                "transport": worker.description.transport,
-                "kernels": worker.description.kernels,
-                "device": worker.description.device,
-                "numeric_class": worker.description.compatibility.numeric_class,
-            }
-            for worker in self._fleet.workers.values()
-        ]
-        stuck = [f"{one['name']}: {one['stuck']}" for one in workers if one["stuck"]]
-        missing = [] if ready else ["no prefill and decode worker (or aggregated one) is usable"]
-        misfits = [f"{where}: {why}" for where, why in self._fleet.misfits.items()]
-        well = ready and not stuck
-        return well, {
-            "status": "well" if well else "unwell",
-            "reasons": stuck + missing,
-            "not_used": misfits,
+        more = {
             "in_flight": len(self._flow.in_flight),
             "local_prefill_tokens": self._settings.local_prefill_tokens,
-            "workers": workers,
-            **fields,
         }
+        return health(self._fleet, self._clock.now(), more)
 
 
 def facts_of(name: str, model: ModelConfig, tokenizer: Tokenizer) -> Facts:

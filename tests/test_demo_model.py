@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -11,13 +12,15 @@ import torch
 from tokenizers import Tokenizer
 
 from penstock.models.demo import arithmetic, arithmetic_stories, chat, exercises, export, generators
+from penstock.models.demo.accuracy import result
 from penstock.models.demo.architecture import Decoder, Shape, training_loss
-from penstock.models.demo.corpus import bucket, documented_functions, split_by_query
+from penstock.models.demo.corpus import Source, bucket, documented_functions, split_by_query
 from penstock.models.demo.curve import append, read, truncate
+from penstock.models.demo.evaluate import windows
 from penstock.models.demo.ngram import NGram
-from penstock.models.demo.rows import Rows
+from penstock.models.demo.rows import Rows, prepare
 from penstock.models.demo.sql import query
-from penstock.models.demo.train import Plan, Run
+from penstock.models.demo.train import Plan, Run, train
 
 CHECKPOINT = Path(export.__file__).parent / "checkpoint"
 TINY = Shape(layers=2, hidden=32, feed_forward=48, query_heads=2, kv_heads=1, head_size=16,
@@ -202,6 +205,52 @@ def test_curve_drops_what_a_resumed_run_repeats(tmp_path):
     truncate(path, 40)
     assert [row["step"] for row in read(path)] == ["20", "40"]
     assert [row["held_out_loss"] for row in read(path)] == ["", "2.5000"]
+
+
+def test_prepared_streams_train_to_the_end_of_the_plan(tmp_path, monkeypatch):
+    source = generators.generate("arithmetic", 9)
+    texts = [next(source) for _ in range(120)]
+    prepare([Source("sums", "arithmetic", 1.0, texts[:40], texts[40:])], tmp_path,
+            tmp_path / "no-shipped-tokenizer.json", 300, seed=1)  # fmt: skip
+    stored = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert stored.get_vocab_size() == 300
+    rows = Rows.load(tmp_path, seed=1)
+    stream = rows.streams["sums"].tolist()
+    assert sorted(stored.decode_batch(split_at_ends(stream), skip_special_tokens=False)) == sorted(
+        chat.BEGIN + text for text in texts[:40]
+    )
+
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    run = Run.start(replace(TINY, vocabulary=300), rows, seed=1)
+    train(run, TINY_PLAN, tmp_path, tmp_path / "curve.csv")
+    assert run.step == 4 and (tmp_path / "stable.pt").exists() and (tmp_path / "latest.pt").exists()
+    [row] = read(tmp_path / "curve.csv")
+    assert row["step"] == "4" and 4 < float(row["held_out_loss"]) < 8
+
+
+def split_at_ends(stream: list[int]) -> list[list[int]]:
+    documents: list[list[int]] = [[]]
+    for token in stream:
+        if token == chat.MARKERS.index(chat.END_OF_TEXT):
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    return documents[:-1]
+
+
+# ---- evaluation
+
+
+def test_windows_score_every_token_once():
+    ids = list(range(2500))
+    pieces = list(windows(ids))
+    assert [token for _, targets in pieces for token in targets] == ids[1:]
+    assert all(inputs[0] == 0 and len(inputs) == len(targets) for inputs, targets in pieces)
+
+
+def test_result_is_what_follows_the_mark():
+    assert result("7 + 5 = 12\n#### 12 ") == "12"
+    assert result(" SELECT 1") == "SELECT 1"
 
 
 # ---- the rival

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as functional
 from tokenizers import Tokenizer
 
+from .accuracy import QUESTIONS, right_answers
 from .architecture import Decoder, Shape
 from .chat import END_OF_TEXT, MARKERS
 from .corpus import Source, load_sources
@@ -133,7 +134,14 @@ def main() -> None:
     scores = [score(source, model, tokenizer, shared) for source in sources]
     by_domain = domains(scores)
     print_table(scores, by_domain)
-    result = {"unit": "bits per byte", "domains": by_domain, "sources": [*map(asdict, scores)]}
+    right = dict(right_answers(model, tokenizer))
+    print(f"right answers out of {QUESTIONS}:", right)
+    result = {
+        "unit": "bits per byte",
+        "domains": by_domain,
+        "sources": [*map(asdict, scores)],
+        "right_answers": {"questions_each": QUESTIONS, **right},
+    }
     text = json.dumps(result, indent=2) + "\n"
     (arguments.target / "evaluation.json").write_text(text, encoding="utf-8")
     write_samples(model, tokenizer, sources, arguments.target / "samples.md")

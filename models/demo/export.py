@@ -85,6 +85,7 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Path, target: Pa
     stored = {PREFIX + name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     unfinished = target / "model.safetensors.unfinished"
     save_file(stored, unfinished, metadata={"format": "pt"})
+    unfinished.chmod(0o644)  # the writer makes it readable for its owner alone
     os.replace(unfinished, target / "model.safetensors")
 
 

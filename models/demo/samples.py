@@ -58,14 +58,14 @@ def answer_chat(model: Decoder, tokenizer: Tokenizer, questions: tuple[str, ...]
         turns.append(("user", question))
         answer = continue_greedily(model, tokenizer, render(turns) + ASSISTANT, 160)
         turns.append(("assistant", answer))
-    return "\n\n".join(f"**{role}**\n\n```text\n{text}\n```" for role, text in turns)
+    return "\n\n".join(f"**{role}**\n\n~~~text\n{text}\n~~~" for role, text in turns)
 
 
 def continue_document(model: Decoder, tokenizer: Tokenizer, document: str) -> str:
     """A held-out beginning and what the model makes of it, as Markdown."""
-    opening = document[:OPENING_LETTERS]
+    opening = document[: min(OPENING_LETTERS, len(document) // 2)]
     more = continue_greedily(model, tokenizer, opening, 120)
-    return f"**beginning**\n\n```text\n{opening}\n```\n\n**continued**\n\n```text\n{more}\n```"
+    return f"**beginning**\n\n~~~text\n{opening}\n~~~\n\n**continued**\n\n~~~text\n{more}\n~~~"
 
 
 def write_samples(
@@ -79,5 +79,5 @@ def write_samples(
     for source in sources:
         if source.name in ("library", "plays", "grade_school"):
             parts.append(f"### {source.name}")
-            parts.append(continue_document(model, tokenizer, source.held_out[3]))
-    target.write_text("\n\n".join(parts).replace("````", "```") + "\n", encoding="utf-8")
+            parts.append(continue_document(model, tokenizer, max(source.held_out[:8], key=len)))
+    target.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -1,20 +1,11 @@
 """Placement: a function of what is known, nothing else."""
 
 import pytest
+from support.workers import SLOTS, worker
 
 from penstock.protocol import blockhash
-from penstock.protocol.messages import Compatibility, Peer, WorkerDescription, WorkerState
-from penstock.router.fleet import Booking, Worker
+from penstock.router.fleet import Booking
 from penstock.router.policy import Demand, choose
-
-SLOTS = 16
-COMPATIBILITY = Compatibility(1, "m", "c", "bf16", "layout", 1, "shm")
-
-
-def worker(name, role, pages=1000, cached=(), **state) -> Worker:
-    description = WorkerDescription(role, "m", COMPATIBILITY, SLOTS, pages, 9999, "k", "cpu", 1)
-    peer = Peer(name, 1, f"tcp://{name}")
-    return Worker(peer, description, WorkerState(**state), 0.0, set(cached))
 
 
 def demand(tokens: int, **more) -> Demand:

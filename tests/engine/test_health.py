@@ -1,0 +1,37 @@
+"""A worker knows when a part of it makes no progress."""
+
+from penstock.engine.health import Pulse, Rates
+from penstock.protocol.loop import Gaps
+from penstock.protocol.pages import PagePool
+
+
+def test_a_step_that_does_not_end_is_named():
+    pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
+    assert pulse.stuck(0.0, pool) == ""
+    pulse.step_started(1.0)
+    assert pulse.stuck(11.0, pool) == ""
+    assert "running for 11 s" in pulse.stuck(12.0, pool)
+    pulse.step_ended()
+    assert pulse.stuck(99.0, pool) == ""
+
+
+def test_too_much_quarantine_asks_for_a_new_incarnation():
+    pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
+    pages = pool.take("a", 3)
+    pool.expect("t", pages)
+    pool.release("a")
+    assert pulse.must_restart(pool) and "3 of 4 pages" in pulse.stuck(0.0, pool)
+    pool.quiet("t")
+    assert not pulse.must_restart(pool)
+
+
+def test_rates_follow_and_gaps_are_told_once():
+    rates = Rates()
+    rates.step(100, 0.1)
+    assert rates.tokens_per_second == 1000 and rates.step_seconds == 0.1
+    rates.step(300, 0.1)
+    assert 1000 < rates.tokens_per_second < 3000 and rates.tokens == 400
+    gaps = Gaps()
+    gaps.note(0.2)
+    gaps.note(0.1)
+    assert gaps.take() == 0.2 and gaps.take() == 0.0 and gaps.ever == 0.2
