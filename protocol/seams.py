@@ -50,8 +50,8 @@ Arrival = Received | Connected | Disconnected
 class Transport(Protocol):
     """Typed messages to endpoints. Sending never blocks; order holds per endpoint while connected.
 
-    A message to an endpoint that cannot be reached is kept until the link is up or `forget` is
-    called; delivery is at most once.
+    Messages to an endpoint given to `connect` wait until its link is up. One that was only sent to
+    and cannot be reached is a Disconnected, and what was queued is gone. Delivery is at most once.
     """
 
     @property

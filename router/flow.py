@@ -8,7 +8,7 @@ position) is accepted once; a second word that differs is counted as an alarm.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..protocol import blockhash
 from ..protocol.messages import (
@@ -23,36 +23,12 @@ from ..protocol.messages import (
 )
 from ..protocol.seams import Transport
 from .fleet import Booking, Fleet
+from .flow_numbers import FlowCounters, FlowSettings
 from .placement import Entry, InFlight, Phase, Placement, Progress
 from .policy import Demand, choose
 from .request import Listener, Refusal, Stages, Submission
 
 REMEMBERED_STAGES = 4096
-
-
-@dataclass(slots=True)
-class FlowCounters:
-    """Plain numbers, read when the metrics are scraped."""
-
-    placed_local: int = 0
-    placed_remote: int = 0
-    placed_aggregated: int = 0
-    placed_prefill_only: int = 0
-    replaced: int = 0  # choices placed again after a loss
-    differing: int = 0  # alarm: two workers said different tokens for one position
-    repeated: int = 0
-    stale: int = 0  # words of attempts that are gone
-    failed: int = 0
-    pulled_bytes: int = 0
-    pulled_pages: int = 0
-    skipped_pages: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FlowSettings:
-    local_prefill_tokens: int = 512
-    failover_seconds: float = 15.0  # how long a request waits for a worker to appear
-    max_attempts: int = 8
 
 
 class Flow:

@@ -22,10 +22,11 @@ from ..protocol.watch import Watch
 from .app import App, Wiring
 from .app_keys import read_keys
 from .fleet import Fleet
-from .flow import Flow, FlowSettings
-from .http_server import HttpServer
+from .flow import Flow
+from .flow_numbers import FlowSettings
 from .health import health, ready
 from .http_connection import Limits
+from .http_server import HttpServer
 from .inbox import Inbox
 from .openai_facts import Defaults, Facts
 

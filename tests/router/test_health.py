@@ -1,10 +1,9 @@
 """Health names what is wrong, and is red when nothing can be served."""
 
-from support.workers import worker
-
 from penstock.protocol.messages import Hello, WorkerState
 from penstock.router.fleet import Fleet
 from penstock.router.health import health, ready
+from support.workers import worker
 
 
 def fleet(*workers) -> Fleet:

@@ -1,11 +1,11 @@
 """Placement: a function of what is known, nothing else."""
 
 import pytest
-from support.workers import SLOTS, worker
 
 from penstock.protocol import blockhash
 from penstock.router.fleet import Booking
 from penstock.router.policy import Demand, choose
+from support.workers import SLOTS, worker
 
 
 def demand(tokens: int, **more) -> Demand:

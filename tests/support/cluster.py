@@ -20,7 +20,8 @@ from penstock.protocol.messages import (
 )
 from penstock.protocol.pages import PagePool
 from penstock.router.fleet import Fleet
-from penstock.router.flow import Flow, FlowSettings
+from penstock.router.flow import Flow
+from penstock.router.flow_numbers import FlowSettings
 from penstock.router.inbox import Inbox
 from penstock.router.request import Submission
 

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from penstock.router.http_server import HttpServer
 from penstock.router.http_connection import Limits
 from penstock.router.http_exchange import Exchange, HttpRequest
+from penstock.router.http_server import HttpServer
 from penstock.router.openai_error import ApiError
 from support.surface import Client, Reply, run
 

@@ -13,8 +13,8 @@ from penstock.models.chat_template import ChatTemplate
 from penstock.models.text_stream import ByteLevelStream, ByteTable
 from penstock.protocol.messages import FinishReason, PromptReport, TokenLogprobs
 from penstock.router.app import App, Wiring
-from penstock.router.http_server import HttpServer
 from penstock.router.http_connection import Limits
+from penstock.router.http_server import HttpServer
 from penstock.router.openai_facts import Facts
 from penstock.router.request import Listener, Refusal, Stages, Submission
 

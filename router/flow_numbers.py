@@ -1,0 +1,28 @@
+"""The flow's numbers: those it is set with, and those it counts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class FlowCounters:
+    """Plain numbers, read when the metrics are scraped."""
+
+    placed_local: int = 0
+    placed_remote: int = 0
+    placed_aggregated: int = 0
+    placed_prefill_only: int = 0
+    replaced: int = 0  # choices placed again after a loss
+    differing: int = 0  # alarm: two workers said different tokens for one position
+    repeated: int = 0
+    stale: int = 0  # words of attempts that are gone
+    failed: int = 0
+    pulled_bytes: int = 0
+    pulled_pages: int = 0
+    skipped_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    local_prefill_tokens: int = 512
+    failover_seconds: float = 15.0  # how long a request waits for a worker to appear
+    max_attempts: int = 8
