@@ -97,7 +97,7 @@ class DecodeScheduler:
     def _decode_slices(self) -> list[Slice]:
         slices = []
         for sequence in list(self.running):
-            if sequence not in self.running:
+            if not sequence.pages:
                 continue  # preempted for an older one
             while not self._blocks.grow(sequence, sequence.computed + 1):
                 if not self._preempt_younger(sequence):

@@ -6,6 +6,7 @@ against the seams like the prefill worker; `turn` is the whole of it.
 
 from dataclasses import dataclass
 
+from ..engine.alone import Alone
 from ..engine.chunking import Blocks
 from ..engine.finish import finish_reason
 from ..engine.frames import Frames
@@ -30,9 +31,11 @@ from ..protocol.messages import (
     WorkerState,
 )
 from ..protocol.seams import Arrival, Connected, Disconnected, Received, Transport
+from ..protocol.seen import Seen
 from .admission import allowance
 from .scheduler import DecodeScheduler
 
+BLOCKED_SECONDS = 10.0
 PULLING_POLL_SECONDS = 0.0002  # while reads are open
 
 
@@ -65,7 +68,11 @@ class DecodeWorker:
         self._context_length = parts.context_length
         self._vocabulary = parts.vocabulary
         self._rates = Rates()
+        self._seen = Seen()  # attempts begun here
         self._failures = 0
+        self._blocked_since = 0.0
+        self._alone = Alone()
+        self.stuck = ""  # which part makes no progress; then only a new incarnation helps
         self._generated = 0
 
     def turn(self, now: float) -> float:
@@ -73,18 +80,30 @@ class DecodeWorker:
         for arrival in self._transport.receive():
             self._take(arrival, now)
         if (result := self._engine.finished()) is not None:
-            self._pulse.step_ended()
+            self._pulse.step_ended(result.error)
             self._commit(result, now)
         due = self._reader.turn(allowance(self._scheduler), now)
         self._settle_handovers(now)
         if not self._engine.busy:
-            step = self._scheduler.next_step(self._reader.oldest_waiting, now)
+            step = self._alone.next_step() or self._scheduler.next_step(
+                self._reader.oldest_waiting, now
+            )
             if step is not None:
                 self._engine.start(step)
                 self._pulse.step_started(now)
-        stuck = self._pulse.stuck(now, self._blocks.pool)
-        due = min(due, self._membership.beat(now, self._state, self._counters, stuck))
+            self._give_up_blocked(step is not None, now)
+        self.stuck = self._pulse.stuck(now, self._blocks.pool)
+        due = min(due, self._membership.beat(now, self._state, self._counters, self.stuck))
         return now + PULLING_POLL_SECONDS if self._reader.active else due
+
+    def _give_up_blocked(self, moving: bool, now: float) -> None:
+        """Nothing runs, nothing arrives, and still the oldest does not fit: pages are lost to
+        quarantine. It is computed elsewhere."""
+        arriving = len(self._reader.incoming) > len(self._reader.waiting)
+        if moving or arriving or not self._scheduler.waiting:
+            self._blocked_since = now
+        elif now - self._blocked_since > BLOCKED_SECONDS:
+            self._fail(self._scheduler.waiting[0], "its pages are quarantined", retryable=True)
 
     # --- messages ------------------------------------------------------------------------------
 
@@ -101,7 +120,7 @@ class DecodeWorker:
 
     def _message(self, sender: Peer, message: Message, now: float) -> None:
         match message:
-            case Prefill(request, attempt):
+            case Prefill(request, attempt) if self._seen.first((request, attempt)):
                 reason = self._blocks.refuse(message, self._context_length, self._vocabulary)
                 if reason:
                     refusal = Failed(request, attempt, reason, False)
@@ -112,7 +131,10 @@ class DecodeWorker:
                 if choice < 0:
                     self._reader.cancel(request, attempt)
                 self._drop(request, attempt, choice)
-            case Handoff() | Published() | Agent() | Refused() | LeaseEnded():
+            case Handoff(prefill):
+                if self._seen.first((prefill.request, prefill.attempt)):
+                    self._reader.take(sender, message, now)
+            case Published() | Agent() | Refused() | LeaseEnded():
                 self._reader.take(sender, message, now)
             case Identify():
                 self._membership.take(sender, message, self._state())
@@ -204,6 +226,11 @@ class DecodeWorker:
     def _commit(self, result: StepResult, now: float) -> None:
         frames = Frames()
         self._rates.step(result.step.tokens, result.seconds)
+        for sequence in self._scheduler.all:
+            if sequence.cancelled:
+                self._scheduler.remove(sequence)
+        if self._alone.take(result):
+            return
         for index, part in enumerate(result.step.slices):
             if part.sequence.cancelled:
                 continue
@@ -212,9 +239,6 @@ class DecodeWorker:
                 self._fail(part.sequence, error, retryable=bool(result.error))
             else:
                 self._computed(part, result.drawn[index], frames, now)
-        for sequence in self._scheduler.all:
-            if sequence.cancelled:
-                self._scheduler.remove(sequence)
         frames.send(self._transport, self._state())
 
     def _computed(self, part: Slice, drawn: Drawn, frames: Frames, now: float) -> None:

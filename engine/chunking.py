@@ -15,6 +15,7 @@ class Blocks:
         self.page_slots = page_slots
         self._model = compatibility.model
         self._numeric_class = compatibility.numeric_class
+        self._refused: tuple[Sequence, int, int] | None = None  # who, and at which revision
 
     def sequence(self, prefill: Prefill, now: float) -> Sequence:
         """A prompt as it arrives: nothing computed, no pages."""
@@ -42,14 +43,17 @@ class Blocks:
 
         At least the last token is computed, so that there are logits to draw from.
         """
+        asked = (sequence, self.pool.revision, headroom)
+        if asked == self._refused:
+            return False  # nothing changed since the last time
         self.hash_full(sequence)
         limit = (len(sequence.token_ids) - 1) // self.page_slots if use_cache else 0
         found = self.pool.lookup(sequence.hashes[:limit])
         missing = -(-tokens // self.page_slots) - len(found)
-        self.pool.share(sequence.holder, found)  # so that taking cannot evict them
-        if self.pool.available < missing + headroom:
-            self.pool.release(sequence.holder)
+        if not self.pool.can_take(missing + headroom, found):
+            self._refused = asked
             return False
+        self.pool.share(sequence.holder, found)  # first, so that taking cannot evict them
         taken = self.pool.take(sequence.holder, missing)
         assert taken is not None
         sequence.pages = found + taken

@@ -3,6 +3,9 @@
 from ..protocol.loop import Gaps
 from ..protocol.pages import PagePool
 
+FAILED_STEPS = 5  # in a row: a device that is gone fails every step at once
+QUARANTINE_SECONDS = 10.0  # a large read that was given up may be quarantined for a moment
+
 
 class Rates:
     """Recent step time and token rate (exponential means), and totals since the start."""
@@ -26,31 +29,36 @@ class Rates:
 
 
 class Pulse:
-    """Names the part of a worker that makes no progress."""
+    """Names the part of a worker that makes no progress, and says when only a new start helps."""
 
     def __init__(self, step_limit_seconds: float, quarantine_share: float, gaps: Gaps):
         self._step_limit = step_limit_seconds
         self._quarantine_share = quarantine_share
         self._gaps = gaps
         self._step_since: float | None = None
+        self._over_since: float | None = None
+        self._failed_steps = 0
+        self._last_error = ""
 
     def step_started(self, now: float) -> None:
         self._step_since = now
 
-    def step_ended(self) -> None:
+    def step_ended(self, error: str = "") -> None:
         self._step_since = None
+        self._failed_steps = self._failed_steps + 1 if error else 0
+        self._last_error = error
 
     def stuck(self, now: float, pool: PagePool) -> str:
         """ "" when well; else one sentence for /health."""
+        over = pool.quarantined > self._quarantine_share * pool.page_count
+        self._over_since = (self._over_since or now) if over else None
         if self._step_since is not None and now - self._step_since > self._step_limit:
             return f"engine: a step has been running for {now - self._step_since:.0f} s"
-        if self.must_restart(pool):
+        if self._failed_steps >= FAILED_STEPS:
+            return f"engine: {self._failed_steps} steps failed, the last with {self._last_error}"
+        if self._over_since is not None and now - self._over_since > QUARANTINE_SECONDS:
             return f"page pool: {pool.quarantined} of {pool.page_count} pages are quarantined"
         return ""
-
-    def must_restart(self, pool: PagePool) -> bool:
-        """Too much memory waits for late bytes: only a new incarnation gets it back."""
-        return pool.quarantined > self._quarantine_share * pool.page_count
 
     def take_longest_gap(self) -> float:
         """Longest time the loop did not listen, since last asked (seconds)."""

@@ -33,6 +33,7 @@ QUARANTINE_SHARE = 0.25  # of all pages; beyond it only a new incarnation gets m
 SWITCH_SECONDS = (
     0.0005  # the loop must not wait for the engine's thread as long as the default 5 ms
 )
+TELLING_SECONDS = 1.0  # from being stuck to the end: the routers hear why
 RESTART_STATUS = 75  # "try again": the supervisor starts a new incarnation
 
 
@@ -47,6 +48,13 @@ class NamedPlane(Protocol):
 
 
 AnyPlane = TypeVar("AnyPlane", bound=NamedPlane)
+
+
+class Stuckable(Turning, Protocol):
+    """A worker that knows when it is stuck."""
+
+    @property
+    def stuck(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -81,17 +89,23 @@ class Station:
             "context_length": self.context_length,
         }
 
-    def drive(self, worker: Turning, lifeline: Report) -> int:
-        """The loop, until told to stop; the exit status."""
+    def drive(self, worker: Stuckable, lifeline: Report) -> int:
+        """The loop, until told to stop or stuck; the exit status."""
         sys.setswitchinterval(SWITCH_SECONDS)
         wanted = (self.loaded.engine.fileno(), *lifeline.filenos())
         clock = SystemClock()
+        told: list[float] = []  # when it became stuck, and the routers were told
 
         def stopping() -> bool:
-            return lifeline.stopping or self.pulse.must_restart(self.pool)
+            if worker.stuck and not told:
+                told.append(clock.now() + TELLING_SECONDS)
+            return lifeline.stopping or bool(told and clock.now() > told[0])
 
         run(worker, clock, lambda due: self.mailbox.wait(due, wanted), stopping, self.gaps)
-        return 0 if lifeline.stopping else RESTART_STATUS
+        if lifeline.stopping:
+            return 0
+        lifeline.failed(worker.stuck)
+        return RESTART_STATUS
 
     def close(self) -> None:
         self.membership.leave()

@@ -111,8 +111,8 @@ class Holder:
             case Introduce(theirs):
                 self._introduced(sender, theirs)
             case Renew(leases, known_blocks):
-                for lease_id, known in zip(leases, known_blocks, strict=True):
-                    self._renew(sender, lease_id, known, now)
+                for lease_id, known in zip(leases, known_blocks, strict=False):
+                    self._renew(sender, lease_id, max(0, known), now)
             case Release(lease_id):
                 lease = self._lease_of(sender, lease_id)
                 if lease is not None:

@@ -8,6 +8,7 @@ makes progress).
 A read's contract, the same on every plane (DESIGN.md, rule 3):
 - data first, then the generations: `Completion.generations` were read after the last byte arrived;
 - a completion is reported exactly once per ticket, failed or not;
+- a good completion is quiet; a failed one need not be;
 - `quiet` is true once no byte of that ticket can land in local pages any more. A completion,
   good or failed, need not mean quiet; `abandon` never does by itself.
 """

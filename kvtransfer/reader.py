@@ -27,6 +27,8 @@ from ..protocol.seams import Transport
 from .moves import Event, Moves, ReadState
 from .plane import Completion, Plane, PlaneError
 
+SLOWEST_BYTES_PER_SECOND = 50e6  # a read slower than this is given up
+
 
 class Way(Enum):
     """What is known of the way to a holder."""
@@ -58,12 +60,13 @@ class Incoming:
     reads: dict[int, tuple[int, int, float]] = field(default_factory=dict)  # ticket: from,to,by
     first_tokens: FirstTokens | None = None
     reserved: float = 0.0
+    progressed: float = 0.0  # when something last came of it
     completed: float = 0.0
     bytes_read: int = 0
 
     @property
-    def pool_holder(self) -> tuple[str, int]:
-        return ("incoming", self.handoff.lease)
+    def pool_holder(self) -> tuple[str, str, int]:
+        return ("incoming", self.holder.endpoint, self.handoff.lease)
 
     @property
     def all_read(self) -> bool:
@@ -99,6 +102,15 @@ class ReaderSettings:
     waiting_seconds: float = 60.0
 
 
+def _well_formed(message: Published) -> bool:
+    first = message.first_tokens
+    if first is not None:
+        columns = (first.choices, first.token_ids, first.finish, first.logprobs)
+        if len({len(column) for column in columns}) > 1:
+            return False
+    return len(message.pages) == len(message.generations)
+
+
 class Reader:
     """All hand-overs on their way into one worker."""
 
@@ -122,6 +134,7 @@ class Reader:
         self._by_ticket: dict[int, Incoming] = {}
         self._unquiet: set[int] = set()
         self._renew_at = 0.0
+        self._refused: tuple[Incoming, int, int] | None = None  # who, and at which revision
         self.complete: list[Incoming] = []  # taken by the server
         self.lost: list[Lost] = []  # taken by the server
         self.bytes_read = 0
@@ -147,7 +160,7 @@ class Reader:
             case Published(lease):
                 incoming = self.incoming.get((sender.endpoint, lease))
                 if incoming is not None:
-                    self._published(incoming, message)
+                    self._published(incoming, message, now)
             case Agent(theirs, metadata):
                 self._meet(sender, theirs, metadata)
             case Refused(reason):
@@ -170,7 +183,7 @@ class Reader:
         for incoming in list(self.incoming.values()):
             prefill = incoming.handoff.prefill
             if (prefill.request, prefill.attempt) == (request, attempt):
-                self._end(incoming, Event.CANCELLED, Event.CANCELLED.value)
+                self._end(incoming, Event.CANCELLED)
 
     # --- one turn ------------------------------------------------------------------------------
 
@@ -201,23 +214,26 @@ class Reader:
             if room <= 0 or incoming.arrived > allowance.before:
                 return
             room -= 1
+            asked = (incoming, self._pool.revision, allowance.headroom)
+            if asked == self._refused:
+                return  # nothing changed since the last time
             skipped = self._pool.lookup(incoming.hashes)
             missing = incoming.total - len(skipped)
-            self._pool.share(incoming.pool_holder, skipped)
-            if self._pool.available < missing + allowance.headroom:
-                self._pool.release(incoming.pool_holder)
+            if not self._pool.can_take(missing + allowance.headroom, skipped):
+                self._refused = asked
                 return
+            self._pool.share(incoming.pool_holder, skipped)
             taken = self._pool.take(incoming.pool_holder, missing)
             assert taken is not None
             incoming.pages = skipped + taken
             incoming.skipped = incoming.asked = len(skipped)
-            incoming.reserved = now
+            incoming.reserved = incoming.progressed = now
             incoming.state = self.moves.reader(incoming.state, Event.RESERVED)
 
     def _advance(self, incoming: Incoming, now: float) -> None:
         first = incoming.first_tokens
         if first is not None and "" not in first.finish:
-            self._end(incoming, Event.NOTHING_LEFT, "")
+            self._end(incoming, Event.NOTHING_LEFT)
         elif incoming.state is ReadState.WAITING:
             if now - incoming.arrived > self._settings.waiting_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "no pages became free in time")
@@ -227,6 +243,8 @@ class Reader:
                 self._lose(incoming, Event.TIMED_OUT, Event.TIMED_OUT.value)
             elif incoming.state is ReadState.PULLING and incoming.all_read:
                 self._finish(incoming, now)
+            elif now - incoming.progressed > self._settings.waiting_seconds:
+                self._lose(incoming, Event.TIMED_OUT, "the holder published nothing for too long")
 
     def _post(self, incoming: Incoming, now: float) -> None:
         known = min(len(incoming.remote_pages), incoming.total)
@@ -244,7 +262,9 @@ class Reader:
             return
         self._pool.expect(("read", ticket), local)
         self._by_ticket[ticket] = incoming
-        incoming.reads[ticket] = (start, known, now + self._settings.read_seconds)
+        size = (known - start) * self._settings.page_bytes
+        limit = now + self._settings.read_seconds + size / SLOWEST_BYTES_PER_SECOND
+        incoming.reads[ticket] = (start, known, limit)
 
     def _completed(self, completion: Completion, now: float) -> None:
         incoming = self._by_ticket.pop(completion.ticket, None)
@@ -257,11 +277,13 @@ class Reader:
         start, end, _ = incoming.reads.pop(completion.ticket, (0, 0, 0.0))
         if incoming.state is not ReadState.PULLING:
             return  # ended before; only the quiet above mattered
-        if completion.failed:
-            self._lose(incoming, Event.READ_FAILED, completion.failed)
+        if completion.failed or not completion.quiet:
+            reason = completion.failed or "the plane does not say that it has ended"
+            self._lose(incoming, Event.READ_FAILED, reason)
         elif list(completion.generations) != incoming.generations[start:end]:
             self._lose(incoming, Event.STALE, Event.STALE.value)
         else:
+            incoming.progressed = now
             self._arrived(incoming, start, end)
 
     def _arrived(self, incoming: Incoming, start: int, end: int) -> None:
@@ -298,19 +320,21 @@ class Reader:
         elif way is Way.REFUSED:
             self._lose(incoming, Event.REFUSED, reason)
 
-    def _published(self, incoming: Incoming, message: Published) -> None:
+    def _published(self, incoming: Incoming, message: Published, now: float) -> None:
         known = len(incoming.remote_pages)
         if message.first_block > known:
             return  # something between was lost; the next Renew brings it again
         fresh = known - message.first_block
         end = message.first_block + len(message.pages)
-        if end > incoming.total or len(message.pages) != len(message.generations):
-            self._lose(incoming, Event.REFUSED, f"published {end} blocks of {incoming.total}")
+        if end > incoming.total or not _well_formed(message):
+            reason = f"{end} blocks of {incoming.total} published, or lists that do not match"
+            self._lose(incoming, Event.REFUSED, reason)
             return
         incoming.remote_pages += message.pages[fresh:]
         incoming.generations += message.generations[fresh:]
         if message.first_tokens is not None:
             incoming.first_tokens = message.first_tokens
+        incoming.progressed = now
 
     def _meet(self, sender: Peer, theirs: Compatibility, metadata: bytes) -> None:
         incarnation, way, _ = self._ways.get(sender.endpoint, (0, Way.REFUSED, ""))
@@ -341,10 +365,10 @@ class Reader:
 
     def _lose(self, incoming: Incoming, event: Event, reason: str) -> None:
         """Ended without its sequence, and not by the router's wish."""
-        self._end(incoming, event, reason)
+        self._end(incoming, event)
         self.lost.append(Lost(incoming.handoff, event, reason))
 
-    def _end(self, incoming: Incoming, event: Event, reason: str) -> None:
+    def _end(self, incoming: Incoming, event: Event) -> None:
         incoming.state = self.moves.reader(incoming.state, event)
         del self.incoming[incoming.holder.endpoint, incoming.handoff.lease]
         for ticket in incoming.reads:
@@ -352,14 +376,14 @@ class Reader:
         incoming.reads.clear()
         self._pool.release(incoming.pool_holder)
         if event not in (Event.PEER_LOST, Event.EXPIRED):
-            self._transport.send(
-                incoming.holder.endpoint, Release(incoming.handoff.lease, reason or event.value)
-            )
+            self._transport.send(incoming.holder.endpoint, Release(incoming.handoff.lease))
 
     def _renew(self) -> None:
         by_holder: dict[str, list[Incoming]] = {}
         for incoming in self.incoming.values():
             by_holder.setdefault(incoming.holder.endpoint, []).append(incoming)
         for endpoint, ones in by_holder.items():
+            if self._ways[endpoint][1] is Way.INTRODUCED:
+                self._transport.send(endpoint, Introduce(self._compatibility))  # one was lost
             leases = [one.handoff.lease for one in ones]
             self._transport.send(endpoint, Renew(leases, [len(one.remote_pages) for one in ones]))

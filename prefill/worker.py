@@ -6,6 +6,7 @@ real, in tests with a fake engine, and in simulation. `turn` is the whole of it.
 
 from dataclasses import dataclass
 
+from ..engine.alone import Alone
 from ..engine.chunking import Blocks
 from ..engine.finish import finish_reason
 from ..engine.frames import Frames
@@ -30,6 +31,7 @@ from ..protocol.messages import (
     WorkerState,
 )
 from ..protocol.seams import Arrival, Connected, Disconnected, Received, Transport
+from ..protocol.seen import Seen
 from .scheduler import PrefillScheduler
 
 SERVING_POLL_SECONDS = 0.0002  # while readers may pull: some planes need our progress to complete
@@ -67,7 +69,10 @@ class PrefillWorker:
         self._vocabulary = parts.vocabulary
         self._leases: dict[tuple[int, int, int], Lease] = {}  # by sequence
         self._rates = Rates()
+        self._seen = Seen()  # attempts begun here
         self._failures = 0
+        self._alone = Alone()
+        self.stuck = ""  # which part makes no progress; then only a new incarnation helps
 
     def turn(self, now: float) -> float:
         """Everything that is due; returns when to come back at the latest."""
@@ -75,18 +80,20 @@ class PrefillWorker:
             self._take(arrival, now)
         self._plane.progress()
         if (result := self._engine.finished()) is not None:
-            self._pulse.step_ended()
+            self._pulse.step_ended(result.error)
             self._commit(result, now)
         due = self._holder.expire(now)
         self._end_unwanted()
         if not self._engine.busy:
-            step = self._scheduler.next_step(self._holder.leased_pages, now)
+            step = self._alone.next_step() or self._scheduler.next_step(
+                self._holder.leased_pages, now
+            )
             if step is not None:
                 self._open_leases(step.slices, now)
                 self._engine.start(step)
                 self._pulse.step_started(now)
-        stuck = self._pulse.stuck(now, self._blocks.pool)
-        due = min(due, self._membership.beat(now, self._state, self._counters, stuck))
+        self.stuck = self._pulse.stuck(now, self._blocks.pool)
+        due = min(due, self._membership.beat(now, self._state, self._counters, self.stuck))
         return now + SERVING_POLL_SECONDS if self._holder.leases else due
 
     # --- messages ------------------------------------------------------------------------------
@@ -104,7 +111,7 @@ class PrefillWorker:
 
     def _message(self, sender: Peer, message: Message, now: float) -> None:
         match message:
-            case Prefill(request, attempt):
+            case Prefill(request, attempt) if self._seen.first((request, attempt)):
                 reason = self._blocks.refuse(message, self._context_length, self._vocabulary)
                 if reason:
                     refusal = Failed(request, attempt, reason, False)
@@ -143,6 +150,11 @@ class PrefillWorker:
         for lease in self._holder.ended:
             if lease.ended_by in (Event.EXPIRED, Event.RELEASED, Event.PEER_LOST, Event.REFUSED):
                 self._drop(lease.prefill.request, lease.prefill.attempt)
+            if lease.ended_by in (Event.EXPIRED, Event.PEER_LOST):
+                # The reader may never have heard of it, so the router must hear it from us.
+                one, reason = lease.prefill, f"hand-over: {lease.ended_by.value}"
+                failed = Failed(one.request, one.attempt, reason, True)
+                self._transport.send(one.router.endpoint, failed)
         self._holder.ended.clear()
 
     # --- steps ---------------------------------------------------------------------------------
@@ -162,6 +174,8 @@ class PrefillWorker:
         for sequence in [*self._scheduler.waiting, *self._scheduler.started]:
             if sequence.cancelled:
                 self._remove(sequence)
+        if self._alone.take(result):
+            return
         for index, part in enumerate(result.step.slices):
             if part.sequence.cancelled:
                 continue

@@ -161,10 +161,9 @@ class Renew(Struct, frozen=True, tag="renew", array_like=True):
 
 
 class Release(Struct, frozen=True, tag="release", array_like=True):
-    """Reader to holder: the lease ends; `failed` says why if the blocks were not all read."""
+    """Reader to holder: the lease ends, all its blocks were read or are not wanted any more."""
 
     lease: int
-    failed: str = ""
 
 
 class LeaseEnded(Struct, frozen=True, tag="lease_ended", array_like=True):
@@ -297,7 +296,7 @@ class Identify(Struct, frozen=True, tag="identify", array_like=True):
 
 
 class Drain(Struct, frozen=True, tag="drain", array_like=True):
-    """Worker to router: place nothing more here; I end when my work is done."""
+    """Worker to router: I am leaving; what I had is yours to place again."""
 
 
 Message = (

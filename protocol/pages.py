@@ -68,6 +68,7 @@ class PagePool:
         self._added: dict[bytes, None] = {}
         self._removed: dict[bytes, None] = {}
         self.quarantined = 0
+        self.revision = 0  # raised by every move: what was refused at this revision still is
         self.evictions = 0
 
     # --- facts ---------------------------------------------------------------------------------
@@ -134,6 +135,11 @@ class PagePool:
             pages.append(page)
         self._held.setdefault(holder, []).extend(pages)
         return pages
+
+    def can_take(self, count: int, keeping: Sequence[int]) -> bool:
+        """Would `take(count)` work after `share(keeping)`? Changes nothing."""
+        unheld = sum(self._state[page] is PageState.CACHED for page in keeping)
+        return count <= self.available - unheld
 
     def share(self, holder: Holder, pages: Sequence[int]) -> None:
         """Another holder of sealed pages."""
@@ -216,6 +222,7 @@ class PagePool:
         if to not in MOVES[self._state[page]]:
             raise ValueError(f"page {page} cannot go from {self._state[page].value} to {to.value}")
         self._state[page] = to
+        self.revision += 1
 
     @staticmethod
     def _note(block_hash: bytes, into: dict[bytes, None], out_of: dict[bytes, None]) -> None:

@@ -39,7 +39,6 @@ class Worker:
     counters: dict[str, float] = field(default_factory=dict)
     bookings: dict[tuple[int, int], Booking] = field(default_factory=dict)
     stuck: str = ""
-    draining: bool = False
 
     @property
     def role(self) -> Role:
@@ -48,7 +47,7 @@ class Worker:
     @property
     def usable(self) -> bool:
         """New work may be placed here."""
-        return not self.draining and not self.stuck
+        return not self.stuck
 
     @property
     def queue_tokens(self) -> int:
@@ -73,13 +72,22 @@ class Worker:
         return len(hashes)
 
 
+@dataclass(slots=True)
+class Misfit:
+    """A worker that differs from the others in something that must be equal."""
+
+    peer: Peer
+    reason: str
+    heard: float
+
+
 class Fleet:
     """All workers by endpoint. Those that do not fit the first one are named, and not used."""
 
     def __init__(self, silence_seconds: float):
         self._silence_seconds = silence_seconds
         self.workers: dict[str, Worker] = {}
-        self.misfits: dict[str, str] = {}  # endpoint: which field differs
+        self.misfits: dict[str, Misfit] = {}
         self.joined = 0
         self.left = 0
 
@@ -98,16 +106,17 @@ class Fleet:
 
     @property
     def context_length(self) -> int:
-        """Longest prompt and answer that every worker can hold."""
-        return min((one.description.context_length for one in self.workers.values()), default=0)
-
-    def of_role(self, *roles: Role) -> list[Worker]:
-        return [one for one in self.workers.values() if one.role in roles and one.usable]
+        """Longest prompt and answer that some route can hold; 0 = no worker is known."""
+        longest = {"prefill": 0, "decode": 0}
+        for worker in self.workers.values():
+            role = "prefill" if worker.role == "prefill" else "decode"
+            longest[role] = max(longest[role], worker.description.context_length)
+        known = [length for length in longest.values() if length]
+        return min(known, default=0)
 
     def knows(self, peer: Peer) -> bool:
-        worker = self.workers.get(peer.endpoint)
-        known = worker is not None and worker.peer.incarnation == peer.incarnation
-        return known or peer.endpoint in self.misfits
+        known = self.workers.get(peer.endpoint) or self.misfits.get(peer.endpoint)
+        return known is not None and known.peer.incarnation == peer.incarnation
 
     def hello(self, peer: Peer, message: Hello, now: float) -> bool:
         """A worker joins, or says again what it is. False: it does not fit, see `misfits`."""
@@ -118,7 +127,7 @@ class Fleet:
             reason = _difference(others[0].description, message.description)
             if reason:
                 self.workers.pop(peer.endpoint, None)
-                self.misfits[peer.endpoint] = reason
+                self.misfits[peer.endpoint] = Misfit(peer, reason, now)
                 return False
         bookings = before.bookings if before and before.peer == peer else {}
         self.joined += before is None
@@ -127,17 +136,21 @@ class Fleet:
         )
         return True
 
-    def status(self, peer: Peer, message: Status, now: float) -> None:
-        """A known worker's beat."""
+    def status(self, peer: Peer, message: Status, now: float) -> bool:
+        """A known worker's beat. True: with this one it says that it is stuck."""
+        if misfit := self.misfits.get(peer.endpoint):
+            misfit.heard = now
         worker = self.workers.get(peer.endpoint)
         if worker is None:
-            return
+            return False
+        got_stuck = bool(message.stuck) and not worker.stuck
         worker.heard = now
         worker.state = message.state
         worker.stuck = message.stuck
         worker.counters = message.counters or worker.counters
         worker.cached.difference_update(message.cached_removed)
         worker.cached.update(message.cached_added)
+        return got_stuck
 
     def frame(self, peer: Peer, state: WorkerState, now: float) -> None:
         """The state that rides in a Tokens frame."""
@@ -151,11 +164,15 @@ class Fleet:
         self.misfits.pop(endpoint, None)
         worker = self.workers.pop(endpoint, None)
         self.left += worker is not None
+        if not self.workers:
+            self.misfits.clear()  # there is nothing left to differ from: their next word is heard
         return worker
 
     def silent(self, now: float) -> list[str]:
         """Workers that said nothing for too long although their link stands: they hang."""
         limit = now - self._silence_seconds
+        for endpoint in [one for one, misfit in self.misfits.items() if misfit.heard < limit]:
+            del self.misfits[endpoint]
         return [endpoint for endpoint, one in self.workers.items() if one.heard < limit]
 
 

@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..protocol import blockhash
+from msgspec import structs
+
 from ..protocol.messages import (
     Admitted,
     Cancel,
@@ -22,13 +23,21 @@ from ..protocol.messages import (
     Tokens,
 )
 from ..protocol.seams import Transport
-from .fleet import Booking, Fleet
+from .fleet import Fleet
 from .flow_numbers import FlowCounters, FlowSettings
 from .placement import Entry, InFlight, Phase, Placement, Progress
-from .policy import Demand, choose
+from .places import Places
 from .request import Listener, Refusal, Stages, Submission
 
 REMEMBERED_STAGES = 4096
+
+
+def _within(submission: Submission, positions: int) -> Submission:
+    """The answer is bounded by what the workers of this moment hold, not by who joins later."""
+    left = positions - len(submission.token_ids)
+    if submission.sampling.max_tokens <= left:
+        return submission
+    return replace(submission, sampling=structs.replace(submission.sampling, max_tokens=left))
 
 
 class Flow:
@@ -48,6 +57,7 @@ class Flow:
         self._now = now
         self._next_id = first_id
         self.counters = FlowCounters()
+        self._places = Places(fleet, settings, self.counters)
         self.leaving = False  # told to stop: what loses its worker now ends at once
         self.in_flight: dict[int, InFlight] = {}
         self._stages: OrderedDict[int, Stages] = OrderedDict()
@@ -57,15 +67,17 @@ class Flow:
     def submit(self, submission: Submission, listener: Listener) -> int:
         """Take a request. Raises Refusal where no worker can serve it."""
         longest = self._fleet.context_length
-        if 0 < longest < len(submission.token_ids):
-            reason = f"the workers' memory holds {longest} tokens; the prompt has"
-            raise Refusal(400, f"{reason} {len(submission.token_ids)}", "prompt")
+        least = len(submission.token_ids) + min(1, submission.sampling.max_tokens)
+        if 0 < longest < least:
+            reason = f"the workers' memory holds {longest} tokens; prompt and answer have at least"
+            raise Refusal(400, f"{reason} {least}", "prompt")
+        if longest:
+            submission = _within(submission, longest)
         self._next_id += 1
         request = InFlight(
             self._next_id,
             submission,
             listener,
-            self._now(),
             [Progress() for _ in range(submission.choices)],
         )
         request.unplaced = [tuple(range(submission.choices))]
@@ -99,9 +111,13 @@ class Flow:
 
     def tokens(self, sender: Peer, frame: Tokens) -> None:
         """One step's tokens of one worker."""
+        count = len(frame.requests)
+        logprobs = frame.logprobs or [None] * count
+        columns = (frame.attempts, frame.choices, frame.positions, frame.token_ids, frame.finish)
+        if any(len(column) != count for column in (*columns, logprobs)):
+            raise ValueError(f"{sender.name} sent a frame whose columns differ in length")
         for report in frame.firsts:
             self._report(sender, report)
-        logprobs = frame.logprobs or [None] * len(frame.requests)
         for request, attempt, choice, position, token_id, finish, logprob in zip(
             frame.requests,
             frame.attempts,
@@ -150,7 +166,10 @@ class Flow:
         placement = flight.placements.get(message.attempt) if flight is not None else None
         if flight is None or placement is None:
             return
+        if placement.phase is Phase.DECODING and sender.endpoint != placement.route.decode:
+            return  # the prefill worker's part was done
         if message.retryable:
+            flight.failed_at |= {placement.route.prefill, placement.route.decode}
             self._place_again(flight, placement)
         else:
             self._fail(flight, 500, message.reason)
@@ -164,19 +183,13 @@ class Flow:
                 elif endpoint == placement.route.prefill and not flight.reported:
                     self._report_lost(flight, placement, 0)
 
-    def tick(self, now: float) -> float:
-        """Place what waits for a worker; end what waited too long. Returns when to look again."""
-        due = float("inf")
+    def tick(self, now: float) -> None:
+        """Place what waits for a worker; end what waited too long."""
         for flight in [one for one in self.in_flight.values() if one.unplaced]:
             patience = 0.0 if self.leaving else self._settings.failover_seconds
             limit = flight.unplaced_since + patience
-            if self._place(flight):
-                continue
-            if now >= limit:
+            if not self._place(flight) and now >= limit:
                 self._fail(flight, 503, self._why_none())
-            else:
-                due = min(due, limit)
-        return due
 
     # --- placing -------------------------------------------------------------------------------
 
@@ -186,17 +199,18 @@ class Flow:
             group = flight.unplaced[0]
             emitted = flight.progress[group[0]].emitted
             token_ids = flight.submission.token_ids + emitted
-            demand = self._demand(flight, token_ids)
-            workers = list(self._fleet.workers.values())
-            route = choose(demand, workers, self._settings.local_prefill_tokens)
+            route = self._places.find(flight, group[0], token_ids)
             if route is None:
                 flight.unplaced_since = flight.unplaced_since or self._now()
                 return False
             flight.unplaced.pop(0)
             flight.attempts += 1
-            placement = Placement(flight.attempts, set(group), route, self._now())
+            flight.hashes.clear()
+            for choice in group:
+                flight.progress[choice].tries += 1
+            placement = Placement(flight.attempts, set(group), route)
             flight.placements[placement.attempt] = placement
-            self._book(flight, placement, demand)
+            self._places.book(flight, placement, len(token_ids))
             remote = route.decode if route.kind == "remote" else ""
             submission = flight.submission
             self._send(
@@ -217,42 +231,17 @@ class Flow:
         flight.unplaced_since = 0.0
         return True
 
-    def _demand(self, flight: InFlight, token_ids: list[int]) -> Demand:
-        sampling = flight.submission.sampling
-        compatibility, slots = self._fleet.compatibility, self._fleet.page_slots
-        hashes: list[bytes] = []
-        # A scored prompt is computed whole, whatever is cached: its logits are the answer.
-        if compatibility is not None and sampling.prompt_logprobs < 0:
-            salt = flight.submission.cache_salt
-            root = blockhash.root(compatibility.model, compatibility.numeric_class, salt)
-            hashes = blockhash.extend(root, token_ids, slots)
-        left = sampling.max_tokens - (len(token_ids) - flight.prompt_length)
-        return Demand(len(token_ids), hashes, slots or 1, left <= 1)
-
-    def _book(self, flight: InFlight, placement: Placement, demand: Demand) -> None:
-        counted = f"placed_{placement.route.kind}"
-        setattr(self.counters, counted, getattr(self.counters, counted) + 1)
-        key = (flight.id, placement.attempt)
-        route = placement.route
-        prefill = self._fleet.workers[route.prefill]
-        prefill.bookings[key] = Booking(route.uncached, demand.pages)
-        if route.decode != route.prefill:
-            self._fleet.workers[route.decode].bookings[key] = Booking(0, demand.pages)
-
-    def _unbook(self, flight: InFlight, placement: Placement, endpoint: str) -> None:
-        worker = self._fleet.workers.get(endpoint)
-        if worker is not None:
-            worker.bookings.pop((flight.id, placement.attempt), None)
-
     def _place_again(self, flight: InFlight, placement: Placement) -> None:
+        if flight.placements.get(placement.attempt) is not placement:
+            return  # the request has ended meanwhile
         self._cancel_everywhere(flight, placement)
         self._remove(flight, placement, Phase.GONE)
-        groups = flight.regroup(placement.choices)
         self.counters.replaced += len(placement.choices)
-        if flight.attempts + len(groups) > self._settings.max_attempts + flight.submission.choices:
-            self._fail(flight, 503, f"{flight.attempts} attempts on several workers failed")
+        tries = max(flight.progress[choice].tries for choice in placement.choices)
+        if tries >= self._settings.max_attempts:
+            self._fail(flight, 503, f"{tries} attempts to answer it failed")
             return
-        flight.unplaced += groups
+        flight.unplaced += flight.regroup(placement.choices)
         self._place(flight)
 
     def _cancel_everywhere(self, flight: InFlight, placement: Placement) -> None:
@@ -263,25 +252,22 @@ class Flow:
     def _remove(self, flight: InFlight, placement: Placement, phase: Phase) -> None:
         placement.move(phase)
         del flight.placements[placement.attempt]
-        self._unbook(flight, placement, placement.route.prefill)
-        self._unbook(flight, placement, placement.route.decode)
+        self._places.unbook(flight, placement, placement.route.prefill)
+        self._places.unbook(flight, placement, placement.route.decode)
 
     # --- passing on ----------------------------------------------------------------------------
 
     def _decoding(self, flight: InFlight, placement: Placement) -> None:
         placement.move(Phase.DECODING)
         if placement.route.prefill != placement.route.decode:
-            self._unbook(flight, placement, placement.route.prefill)
+            self._places.unbook(flight, placement, placement.route.prefill)
 
     def _report(self, sender: Peer, report: PromptReport) -> None:
         flight = self.in_flight.get(report.request)
         placement = flight.placements.get(report.attempt) if flight is not None else None
         if flight is None or placement is None:
             return
-        worker = self._fleet.workers.get(sender.endpoint)
-        booking = worker and worker.bookings.get((flight.id, placement.attempt))
-        if booking:
-            booking.tokens = 0
+        self._places.computed(flight, placement)
         if not flight.reported:
             flight.stages = replace(
                 flight.stages, queue=report.queue_seconds, prefill=report.prefill_seconds
@@ -314,7 +300,8 @@ class Flow:
             if index >= 0 and progress.emitted[index] != entry.token_id:
                 self.counters.differing += 1
             return
-        progress.early[position] = entry
+        first = progress.early.setdefault(position, entry)
+        self.counters.differing += first.token_id != entry.token_id
         self._drain(flight, choice)
 
     def _drain(self, flight: InFlight, choice: int) -> None:
@@ -355,6 +342,8 @@ class Flow:
         for placement in list(flight.placements.values()):
             self._cancel_everywhere(flight, placement)
             self._remove(flight, placement, Phase.GONE)
+        for progress in flight.progress:
+            progress.ended = True  # the listener is not called again
         self._forget(flight)
 
     def _fail(self, flight: InFlight, status: int, reason: str) -> None:

@@ -35,7 +35,7 @@ def health(fleet: Fleet, now: float, more: dict[str, Any]) -> tuple[bool, dict[s
     return well, {
         "status": "well" if well else "unwell",
         "reasons": stuck + missing,
-        "not_used": [f"{where}: {why}" for where, why in fleet.misfits.items()],
+        "not_used": [f"{one.peer.name}: {one.reason}" for one in fleet.misfits.values()],
         **fields,
         **more,
         "workers": [_worker(one, now) for one in fleet.workers.values()],

@@ -17,6 +17,8 @@ from ..protocol.seams import Arrival, Connected, Disconnected, Received, Transpo
 from .fleet import Fleet
 from .flow import Flow
 
+PAUSE_SECONDS = 1.0  # a tick this late means that this process stood still
+
 log = logging.getLogger("penstock.router")
 
 
@@ -27,16 +29,24 @@ class Inbox:
         self._transport = transport
         self._fleet = fleet
         self._flow = flow
+        self._ticked = 0.0
+        self.faults = 0
 
     def deliver(self, arrivals: list[Arrival], now: float) -> None:
-        """What the transport received."""
+        """What the transport received. A word that breaks us must not cost the others."""
         for arrival in arrivals:
-            self._take(arrival, now)
+            try:
+                self._take(arrival, now)
+            except Exception:
+                self.faults += 1
+                log.exception("a word of a worker could not be taken: %r", arrival)
 
     def tick(self, now: float) -> None:
         """Time went on: silent workers, requests that wait for one."""
-        for endpoint in self._fleet.silent(now):
-            self._lost(endpoint, "said nothing for too long")
+        if now - self._ticked < PAUSE_SECONDS:  # else it was we who heard nothing
+            for endpoint in self._fleet.silent(now):
+                self._lost(endpoint, "said nothing for too long")
+        self._ticked = now
         self._flow.tick(now)
 
     def _take(self, arrival: Arrival, now: float) -> None:
@@ -65,7 +75,9 @@ class Inbox:
                 log.warning("%s: request %d: %s", sender.name, message.request, message.reason)
                 self._flow.failed(sender, message)
             case Status():
-                self._fleet.status(sender, message, now)
+                if self._fleet.status(sender, message, now):
+                    log.error("%s is stuck: %s", sender.name, message.stuck)
+                    self._flow.worker_lost(sender.endpoint)  # its requests go on elsewhere
             case Drain():
                 self._lost(sender.endpoint, "it is leaving")
             case _:
@@ -75,11 +87,15 @@ class Inbox:
         before = self._fleet.workers.get(sender.endpoint)
         if before is not None and before.peer.incarnation != sender.incarnation:
             self._lost(sender.endpoint, "it started again")
+        elif before is not None:
+            # Its link to us broke and it forgot our work, though our link to it stands.
+            self._flow.worker_lost(sender.endpoint)
         if self._fleet.hello(sender, message, now):
             self._transport.connect(sender.endpoint)  # the link tells at once when it dies
             log.info("%s joined as %s", sender.name, message.description.role)
         else:
-            log.error("%s is not used: %s", sender.name, self._fleet.misfits[sender.endpoint])
+            reason = self._fleet.misfits[sender.endpoint].reason
+            log.error("%s is not used: %s", sender.name, reason)
 
     def _lost(self, endpoint: str, why: str) -> None:
         worker = self._fleet.lost(endpoint)

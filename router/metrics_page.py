@@ -62,8 +62,6 @@ class WorkerView(Protocol):
     def counters(self) -> Mapping[str, float]: ...
     @property
     def stuck(self) -> str: ...
-    @property
-    def draining(self) -> bool: ...
 
 
 class RouterCollector(Collector):
@@ -199,7 +197,6 @@ def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
             field: getattr(worker.state, field) for field in WorkerState.__struct_fields__
         }
         numbers["stuck"] = 1.0 if worker.stuck else 0.0
-        numbers["draining"] = 1.0 if worker.draining else 0.0
         for name, value in numbers.items():
             metric = f"penstock_worker_{name}"
             if metric not in families:

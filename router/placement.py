@@ -38,7 +38,6 @@ class Placement:
     attempt: int
     choices: set[int]  # those still open
     route: Route
-    placed: float
     phase: Phase = Phase.PREFILLING
 
     def move(self, to: Phase) -> None:
@@ -69,6 +68,7 @@ class Progress:
     emitted: list[int] = field(default_factory=list)
     early: dict[int, Entry] = field(default_factory=dict)  # by absolute position
     ended: bool = False
+    tries: int = 0  # placements so far
 
 
 @dataclass(slots=True, eq=False)
@@ -78,12 +78,13 @@ class InFlight:
     id: int
     submission: Submission
     listener: Listener
-    submitted: float
     progress: list[Progress]
     placements: dict[int, Placement] = field(default_factory=dict)
     unplaced: list[tuple[int, ...]] = field(default_factory=list)  # groups of choices
     unplaced_since: float = 0.0
     attempts: int = 0
+    failed_at: set[str] = field(default_factory=set)  # endpoints where an attempt failed
+    hashes: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # by choice, length
     reported: bool = False  # the prompt's report was given to the listener
     stages: Stages = field(default_factory=Stages)
     admitted_at: float = -1.0

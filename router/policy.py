@@ -22,6 +22,7 @@ class Demand:
     """A request as the policy sees it."""
 
     tokens: int
+    positions: int  # that the longest answer would reach
     hashes: list[bytes]  # of its full blocks
     page_slots: int
     answers_at_once: bool = False  # max_tokens <= 1: nothing is decoded after the prompt
@@ -48,8 +49,9 @@ class Route:
 
 def choose(demand: Demand, workers: list[Worker], local_prefill_tokens: int) -> Route | None:
     """The route, or None where no usable worker can take it."""
-    prefills = [one for one in workers if one.role == "prefill" and one.usable]
-    decodes = [one for one in workers if one.role != "prefill" and one.usable]
+    usable = [one for one in workers if one.usable]
+    prefills = [one for one in usable if one.role == "prefill" and _holds(one, demand.tokens)]
+    decodes = [one for one in usable if one.role != "prefill" and _holds(one, demand.positions)]
     decode = min(decodes, key=lambda one: _fullness(one, demand), default=None)
     if decode is not None and decode.role == "aggregated":
         return _at(decode, demand, "aggregated")
@@ -70,6 +72,11 @@ def choose(demand: Demand, workers: list[Worker], local_prefill_tokens: int) -> 
 def seconds_until_done(worker: Worker, demand: Demand) -> float:
     """Predicted time until this worker has computed the prompt."""
     return (worker.queue_tokens + demand.uncached(worker)) / worker.tokens_per_second
+
+
+def _holds(worker: Worker, positions: int) -> bool:
+    """A smaller worker would end the answer earlier than another one does."""
+    return worker.description.context_length >= positions
 
 
 def _at(worker: Worker, demand: Demand, kind: Kind) -> Route:

@@ -104,16 +104,20 @@ class RouterProcess:
         await self._server.start(self._settings.host, self._settings.port)
         self._app.watch_loop()
         ticking = loop.create_task(self._tick())
+        ticking.add_done_callback(lambda task: stop.set())  # without it nothing is noticed
         self._lifeline.ready(url=f"http://{self._settings.host}:{self._server.port}")
         await stop.wait()
         for fileno in self._lifeline.filenos():
             loop.remove_reader(fileno)
+        failed = ticking.done()
         self._flow.leaving = True
         await self._server.stop(grace=self._settings.drain_seconds)
         ticking.cancel()
         watch.close()
         self._app.close()
         self._mailbox.close(flush_seconds=0.2)
+        if failed:
+            ticking.result()  # raises what ended it
         return 0
 
     def _deliver(self, arrivals: list[Arrival]) -> None:

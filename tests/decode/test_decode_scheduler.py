@@ -63,7 +63,7 @@ def test_equal_arrivals_do_not_wait_for_each_other():
     pool, blocks, schedule = make(pages=4)
     running(pool, schedule, 1, 9, 0.0)
     running(pool, schedule, 2, 9, 0.0)
-    assert len(schedule.next_step(NEVER, 5.0).slices) == 1
+    assert len(parts(schedule.next_step(NEVER, 5.0))) == 1
 
 
 def test_local_prompts_do_not_overtake_older_hand_overs_nor_the_reverse():
@@ -80,7 +80,7 @@ def test_growth_of_what_runs_keeps_headroom():
     for request in (1, 2):
         running(pool, schedule, request, 4, float(request))
     schedule.add(sequence(3, 12, 9.0))  # 3 pages of 4 free, but 2 may be needed to grow
-    assert len(schedule.next_step(NEVER, 9.0).slices) == 2
+    assert len(parts(schedule.next_step(NEVER, 9.0))) == 2
     assert allowance(schedule).headroom == 2
 
 
@@ -89,4 +89,4 @@ def test_the_batch_is_bounded():
     for request in range(3):
         schedule.add(sequence(request, 2, float(request)))
     step = schedule.next_step(NEVER, 5.0)
-    assert len(step.slices) == 2 and allowance(schedule).sequences == 0
+    assert len(parts(step)) == 2 and allowance(schedule).sequences == 0

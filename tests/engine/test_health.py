@@ -15,14 +15,27 @@ def test_a_step_that_does_not_end_is_named():
     assert pulse.stuck(99.0, pool) == ""
 
 
-def test_too_much_quarantine_asks_for_a_new_incarnation():
+def test_lasting_quarantine_asks_for_a_new_incarnation():
     pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
     pages = pool.take("a", 3)
+    assert pages is not None
     pool.expect("t", pages)
     pool.release("a")
-    assert pulse.must_restart(pool) and "3 of 4 pages" in pulse.stuck(0.0, pool)
+    assert pulse.stuck(1.0, pool) == "", "it may be over in a moment"
+    assert "3 of 4 pages" in pulse.stuck(12.0, pool)
     pool.quiet("t")
-    assert not pulse.must_restart(pool)
+    assert pulse.stuck(13.0, pool) == ""
+
+
+def test_steps_that_fail_in_a_row_are_a_device_that_is_gone():
+    pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
+    for _ in range(4):
+        pulse.step_ended("no such device")
+    pulse.step_ended()
+    for _ in range(5):
+        assert pulse.stuck(0.0, pool) == ""
+        pulse.step_ended("no such device")
+    assert "5 steps failed, the last with no such device" in pulse.stuck(0.0, pool)
 
 
 def test_rates_follow_and_gaps_are_told_once():

@@ -77,7 +77,7 @@ def test_a_cached_prefix_is_skipped_and_a_scored_prompt_is_not():
     schedule.add(blocks.sequence(prompt(1, 8), 0.0))
     step = schedule.next_step(0, 0.0)
     assert parts(step) == [(1, 4, 4, (0,))], "the last block is computed for its logits"
-    assert step.slices[0].sequence.cached_tokens == 4
+    assert schedule.started[0].cached_tokens == 4
     run(blocks, step)
     schedule.remove(schedule.started[0])
     schedule.add(blocks.sequence(prompt(1, 8, prompt_logprobs=0), 0.0))

@@ -12,9 +12,15 @@ def pool_of(count: int) -> PagePool:
     return PagePool([0] * count)
 
 
+def granted(pool: PagePool, holder: str, count: int) -> list[int]:
+    pages = pool.take(holder, count)
+    assert pages is not None
+    return pages
+
+
 def test_take_raises_generations_and_refuses_more_than_there_is():
     pool = pool_of(4)
-    pages = pool.take("a", 3)
+    pages = granted(pool, "a", 3)
     assert pages == [0, 1, 2]
     assert [pool.generation(page) for page in range(4)] == [1, 1, 1, 0]
     assert pool.take("b", 2) is None
@@ -26,7 +32,7 @@ def test_take_raises_generations_and_refuses_more_than_there_is():
 
 def test_sealed_blocks_are_found_shared_and_evicted_oldest_first():
     pool = pool_of(3)
-    pages = pool.take("a", 2)
+    pages = granted(pool, "a", 2)
     pool.seal(pages[0], b"one")
     pool.seal(pages[1], b"two")
     assert pool.lookup([b"one", b"two", b"three"]) == pages
@@ -44,7 +50,7 @@ def test_sealed_blocks_are_found_shared_and_evicted_oldest_first():
 
 def test_open_and_foreign_pages_are_not_shared_or_sealed():
     pool = pool_of(2)
-    (page,) = pool.take("a", 1)
+    (page,) = granted(pool, "a", 1)
     with pytest.raises(ValueError, match="only sealed"):
         pool.share("b", [page])
     with pytest.raises(ValueError, match="cannot go"):
@@ -60,7 +66,7 @@ def test_open_and_foreign_pages_are_not_shared_or_sealed():
 
 def test_a_page_that_bytes_may_reach_is_quarantined():
     pool = pool_of(2)
-    pages = pool.take("a", 2)
+    pages = granted(pool, "a", 2)
     pool.expect("first", pages)
     pool.release("a")
     assert pool.available == 0 and pool.quarantined == 2
@@ -72,7 +78,7 @@ def test_a_page_that_bytes_may_reach_is_quarantined():
 
 def test_the_same_block_computed_twice_is_cached_once():
     pool = pool_of(2)
-    (one,), (two,) = pool.take("a", 1), pool.take("b", 1)
+    (one,), (two,) = granted(pool, "a", 1), granted(pool, "b", 1)
     pool.seal(one, b"block")
     pool.seal(two, b"block")
     pool.release("a")
@@ -83,7 +89,7 @@ def test_the_same_block_computed_twice_is_cached_once():
 
 def test_rename_moves_everything_a_holder_has():
     pool = pool_of(3)
-    pages = pool.take("a", 2)
+    pages = granted(pool, "a", 2)
     pool.rename("a", "b")
     assert pool.pages_of("a") == [] and pool.pages_of("b") == pages
     pool.take("c", 1)

@@ -16,7 +16,7 @@ import zmq
 from penstock.protocol import codec, link, sockets
 from penstock.protocol.addresses import parse_endpoint
 from penstock.protocol.clusterkey import ClusterKey, write_key
-from penstock.protocol.messages import Cancel, Drain, Identify, Peer, Refused, Release
+from penstock.protocol.messages import Cancel, Drain, Identify, LeaseEnded, Peer, Refused
 from penstock.protocol.seams import Arrival, Connected, Disconnected, Received
 from penstock.protocol.sockets import Mailbox, MailboxError
 from penstock.protocol.watch import Watch
@@ -239,7 +239,7 @@ def test_a_full_queue_is_a_disconnect_and_is_counted(
     until(a, is_kind(Connected))
     os.kill(other.process.pid, signal.SIGSTOP)
     for _ in range(10_000):
-        a.send(other.endpoint, Release(1, "." * 100_000))
+        a.send(other.endpoint, LeaseEnded(1, "." * 100_000))
         if a.counters.overflows:
             break
     assert a.receive()[-1] == Disconnected(other.endpoint)

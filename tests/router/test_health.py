@@ -20,7 +20,7 @@ def test_ready_needs_both_roles_or_an_aggregated_worker():
     assert not ready(fleet(decode))[0]
     assert ready(fleet(prefill, decode))[0]
     assert ready(fleet(worker("a", "aggregated")))[0]
-    decode.draining = True
+    decode.stuck = "engine"
     assert not ready(fleet(prefill, decode))[0]
 
 

@@ -18,7 +18,6 @@ class Worker:
     state: WorkerState
     counters: dict[str, float] = field(default_factory=dict)
     stuck: str = ""
-    draining: bool = False
 
 
 WORKERS = [

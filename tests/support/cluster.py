@@ -15,6 +15,7 @@ from penstock.protocol.membership import Membership
 from penstock.protocol.messages import (
     Compatibility,
     PromptReport,
+    Role,
     Sampling,
     WorkerDescription,
 )
@@ -34,7 +35,7 @@ ROUTER = "fake://router"
 class Worker:
     """One worker with its fakes in reach."""
 
-    def __init__(self, cluster: "Cluster", name: str, role: str, pages: int, chunk: int):
+    def __init__(self, cluster: "Cluster", name: str, role: Role, pages: int, chunk: int):
         self.mailbox = cluster.network.mailbox(name)
         self.memory = Memory(pages)
         self.pool = PagePool(self.memory.generations)
@@ -82,11 +83,17 @@ class Worker:
                 )
             )
 
+    @property
+    def preemptions(self) -> int:
+        assert isinstance(self.scheduler, DecodeScheduler)
+        return self.scheduler.preemptions
+
 
 class Client:
     """A Listener that keeps everything, and checks the order of calls."""
 
     def __init__(self, choices: int):
+        self.request = -1
         self.tokens: list[list[int]] = [[] for _ in range(choices)]
         self.logprobs: list[list[object]] = [[] for _ in range(choices)]
         self.finish = [""] * choices
@@ -109,6 +116,11 @@ class Client:
         self.failure = (status, reason)
 
     @property
+    def prompt_scores(self):
+        assert self.report is not None
+        return self.report.prompt_logprobs
+
+    @property
     def ended(self) -> bool:
         return self.failure is not None or all(self.finish)
 
@@ -126,12 +138,17 @@ class Cluster:
         self.flow = Flow(self.mailbox, self.fleet, settings, lambda: self.now, 0)
         self.inbox = Inbox(self.mailbox, self.fleet, self.flow)
         self.workers: dict[str, Worker] = {}
-        for role, count in (("prefill", prefill), ("decode", decode), ("aggregated", aggregated)):
+        counts: dict[Role, int] = {
+            "prefill": prefill,
+            "decode": decode,
+            "aggregated": aggregated,
+        }
+        for role, count in counts.items():
             for index in range(count):
                 self.start(f"{role}-{index}", role, pages, chunk)
         self.run(2)
 
-    def start(self, name: str, role: str, pages: int = 64, chunk: int = 8) -> Worker:
+    def start(self, name: str, role: Role, pages: int = 64, chunk: int = 8) -> Worker:
         self.workers[name] = Worker(self, name, role, pages, chunk)
         return self.workers[name]
 

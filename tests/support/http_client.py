@@ -6,7 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None, timeout: float = 120.0):
+def ask(
+    url: str, path: str, body: dict[str, Any] | None = None, timeout: float = 120.0
+) -> tuple[int, Any]:
     """(status, parsed JSON). POST with a body, GET without."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     try:

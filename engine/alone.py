@@ -1,0 +1,27 @@
+"""A failed step once more, slice by slice: one bad request shall not fail its company. Pure."""
+
+from collections import deque
+
+from .step import Slice, Step, StepResult
+
+
+class Alone:
+    """Slices of steps that raised, waiting to be run each by itself."""
+
+    def __init__(self) -> None:
+        self._slices: deque[Slice] = deque()
+
+    def take(self, result: StepResult) -> bool:
+        """True: the step had several slices; they are tried alone before anybody is told."""
+        if not result.error or len(result.step.slices) < 2:
+            return False
+        self._slices.extend(result.step.slices)
+        return True
+
+    def next_step(self) -> Step | None:
+        """One slice, of a sequence that was not dropped meanwhile."""
+        while self._slices:
+            part = self._slices.popleft()
+            if part.sequence.pages and not part.sequence.cancelled:
+                return Step((part,))
+        return None
