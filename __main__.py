@@ -4,7 +4,6 @@ import argparse
 import difflib
 import importlib
 import logging
-import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -212,7 +211,8 @@ def keygen(arguments: Arguments) -> int:
 def bench(arguments: Arguments) -> int:
     """A benchmark is a file of bench/ with a function main(arguments) -> exit status."""
     folder = Path(__file__).resolve().parent / "bench"
-    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    files = sorted(folder.glob("*.py"))
+    names = [file.stem for file in files if "\ndef main(" in file.read_text()]
     if arguments.name not in names:
         problem = f"no benchmark {arguments.name!r}; " if arguments.name else ""
         print(f"penstock bench: {problem}there are: {', '.join(names) or 'none'}", file=sys.stderr)

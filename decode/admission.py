@@ -1,6 +1,6 @@
 """What a decode worker can give to hand-overs now, beside its own work. Pure."""
 
-from ..kvtransfer.reader import Allowance
+from ..kvtransfer.incoming import Allowance
 from .scheduler import DecodeScheduler
 
 

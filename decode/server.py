@@ -1,9 +1,10 @@
 """The decode process (or the aggregated one): open what it stands on, turn until told to stop."""
 
 from ..engine.station import Station, open_station
+from ..kvtransfer.incoming import ReaderSettings
 from ..kvtransfer.open import open_plane
 from ..kvtransfer.plane import Plane, PlaneSettings
-from ..kvtransfer.reader import Reader, ReaderSettings
+from ..kvtransfer.reader import Reader
 from ..protocol.clusterkey import ClusterKey
 from ..protocol.config import Config
 from ..protocol.lifeline import report

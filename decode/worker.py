@@ -13,7 +13,8 @@ from ..engine.frames import Frames
 from ..engine.health import Pulse, Rates
 from ..engine.sequence import Sequence
 from ..engine.step import Drawn, Engine, Slice, StepResult
-from ..kvtransfer.reader import Incoming, Reader
+from ..kvtransfer.incoming import Incoming
+from ..kvtransfer.reader import Reader
 from ..protocol.membership import Membership
 from ..protocol.messages import (
     Admitted,
@@ -211,7 +212,7 @@ class DecodeWorker:
             Admitted(
                 prefill.request,
                 prefill.attempt,
-                incoming.completed - incoming.reserved,
+                incoming.exposed_seconds,
                 incoming.reserved - incoming.arrived,
                 incoming.total - incoming.skipped,
                 incoming.skipped,

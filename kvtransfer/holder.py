@@ -82,6 +82,11 @@ class Holder:
     def leased_pages(self) -> int:
         return sum(len(lease.pages) for lease in self.leases.values())
 
+    @property
+    def has_published(self) -> bool:
+        """Somebody may be reading our pages."""
+        return any(lease.pages for lease in self.leases.values())
+
     def open(self, prefill: Prefill, cached_tokens: int, now: float) -> Lease:
         """Tell the reader that this request will be its own; blocks follow by `publish`."""
         self._last_id += 1

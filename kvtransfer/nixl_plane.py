@@ -91,6 +91,7 @@ class NixlPlane:
     """Pages readable and read through one NIXL agent."""
 
     name = "nixl"
+    holder_poll_seconds = 0.0005  # UCX completes some reads only when the holder makes progress
 
     def __init__(self, settings: PlaneSettings) -> None:
         self._library = ucx.load()

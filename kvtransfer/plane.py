@@ -76,6 +76,11 @@ class Plane(Protocol):
         ...
 
     @property
+    def holder_poll_seconds(self) -> float:
+        """How often a holder must call `progress` while a peer may read it; infinity = never."""
+        ...
+
+    @property
     def busy(self) -> bool:
         """Reads are open here, or (where the plane knows) a peer is being served."""
         ...

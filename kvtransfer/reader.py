@@ -5,14 +5,10 @@ One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`. 
 counts only if the generation read after its data is the published one.
 """
 
-from dataclasses import dataclass, field
-from enum import Enum
-
 from ..protocol import blockhash
 from ..protocol.messages import (
     Agent,
     Compatibility,
-    FirstTokens,
     Handoff,
     Introduce,
     LeaseEnded,
@@ -24,91 +20,17 @@ from ..protocol.messages import (
 )
 from ..protocol.pages import PagePool
 from ..protocol.seams import Transport
+from .incoming import (
+    SLOWEST_BYTES_PER_SECOND,
+    Allowance,
+    Incoming,
+    Lost,
+    ReaderSettings,
+    Way,
+    well_formed,
+)
 from .moves import Event, Moves, ReadState
 from .plane import Completion, Plane, PlaneError
-
-SLOWEST_BYTES_PER_SECOND = 50e6  # a read slower than this is given up
-
-
-class Way(Enum):
-    """What is known of the way to a holder."""
-
-    INTRODUCED = "introduced"
-    OPEN = "open"
-    REFUSED = "refused"
-
-
-@dataclass(slots=True, eq=False)
-class Incoming:
-    """One hand-over on its way in.
-
-    blocks   [ 0 .... skipped ............ asked ........ known ....... total )
-               held here  read or on its way  published     to come
-    """
-
-    handoff: Handoff
-    holder: Peer
-    arrived: float
-    hashes: list[bytes]  # of the prompt's full blocks
-    total: int  # blocks of the whole prompt, a partial tail included
-    state: ReadState = ReadState.WAITING
-    pages: list[int] = field(default_factory=list)  # ours, one per block
-    skipped: int = 0
-    asked: int = 0
-    remote_pages: list[int] = field(default_factory=list)
-    generations: list[int] = field(default_factory=list)
-    reads: dict[int, tuple[int, int, float]] = field(default_factory=dict)  # ticket: from,to,by
-    first_tokens: FirstTokens | None = None
-    reserved: float = 0.0
-    progressed: float = 0.0  # when something last came of it
-    completed: float = 0.0
-    bytes_read: int = 0
-
-    @property
-    def pool_holder(self) -> tuple[str, str, int]:
-        return ("incoming", self.holder.endpoint, self.handoff.lease)
-
-    @property
-    def all_read(self) -> bool:
-        return self.first_tokens is not None and self.asked == self.total and not self.reads
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A hand-over that ended without its sequence; the router places the request again."""
-
-    handoff: Handoff
-    event: Event
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """What the worker can give to hand-overs in this turn."""
-
-    sequences: int  # that may still join the batch
-    headroom: int = 0  # pages to leave free for the growth of what runs
-    before: float = float("inf")  # only hand-overs that arrived before this: others are older
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderSettings:
-    """Times in seconds. `renew_every` must be well under the holder's lease_seconds."""
-
-    page_slots: int
-    page_bytes: int
-    renew_every: float = 2.5
-    read_seconds: float = 10.0
-    waiting_seconds: float = 60.0
-
-
-def _well_formed(message: Published) -> bool:
-    first = message.first_tokens
-    if first is not None:
-        columns = (first.choices, first.token_ids, first.finish, first.logprobs)
-        if len({len(column) for column in columns}) > 1:
-            return False
-    return len(message.pages) == len(message.generations)
 
 
 class Reader:
@@ -194,18 +116,24 @@ class Reader:
 
     def turn(self, allowance: Allowance, now: float) -> float:
         """Admit, post, collect, renew. Returns when to look again."""
-        for completion in self._plane.progress():
-            self._completed(completion, now)
+        self._collect(now)
         for ticket in [ticket for ticket in self._unquiet if self._plane.quiet(ticket)]:
             self._unquiet.discard(ticket)
             self._pool.quiet(("read", ticket))
         self._admit(allowance, now)
+        tickets = len(self._by_ticket)
         for incoming in list(self.incoming.values()):
             self._advance(incoming, now)
+        if len(self._by_ticket) > tickets:  # posted just now: on one host it may be done already
+            self._collect(now)
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + self._settings.renew_every
         return self._renew_at if self.incoming else float("inf")
+
+    def _collect(self, now: float) -> None:
+        for completion in self._plane.progress():
+            self._completed(completion, now)
 
     def _admit(self, allowance: Allowance, now: float) -> None:
         """First come, first served: a large prompt at the head is not overtaken for ever."""
@@ -326,7 +254,7 @@ class Reader:
             return  # something between was lost; the next Renew brings it again
         fresh = known - message.first_block
         end = message.first_block + len(message.pages)
-        if end > incoming.total or not _well_formed(message):
+        if end > incoming.total or not well_formed(message):
             reason = f"{end} blocks of {incoming.total} published, or lists that do not match"
             self._lose(incoming, Event.REFUSED, reason)
             return
@@ -334,6 +262,7 @@ class Reader:
         incoming.generations += message.generations[fresh:]
         if message.first_tokens is not None:
             incoming.first_tokens = message.first_tokens
+            incoming.last_published = incoming.last_published or now
         incoming.progressed = now
 
     def _meet(self, sender: Peer, theirs: Compatibility, metadata: bytes) -> None:

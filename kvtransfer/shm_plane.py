@@ -99,6 +99,7 @@ class ShmPlane:
     """Reads peers' pages out of their memory files."""
 
     name = "shm"
+    holder_poll_seconds = float("inf")
     path = "shm (memory file of the peer, copied by the reader)"
 
     def __init__(self, settings: PlaneSettings) -> None:

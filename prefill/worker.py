@@ -34,8 +34,6 @@ from ..protocol.seams import Arrival, Connected, Disconnected, Received, Transpo
 from ..protocol.seen import Seen
 from .scheduler import PrefillScheduler
 
-SERVING_POLL_SECONDS = 0.0002  # while readers may pull: some planes need our progress to complete
-
 
 @dataclass(slots=True)
 class Parts:
@@ -94,7 +92,9 @@ class PrefillWorker:
                 self._pulse.step_started(now)
         self.stuck = self._pulse.stuck(now, self._blocks.pool)
         due = min(due, self._membership.beat(now, self._state, self._counters, self.stuck))
-        return now + SERVING_POLL_SECONDS if self._holder.leases else due
+        if self._holder.has_published:
+            due = min(due, now + self._plane.holder_poll_seconds)
+        return due
 
     # --- messages ------------------------------------------------------------------------------
 

@@ -226,7 +226,7 @@ class Admitted(Struct, frozen=True, tag="admitted", array_like=True):
 
     request: int
     attempt: int
-    transfer_seconds: float
+    transfer_seconds: float  # from the last publication: earlier blocks cost nobody time
     wait_seconds: float  # for pages, before the first pull
     pulled_pages: int
     skipped_pages: int  # held here already

@@ -40,7 +40,7 @@ from .link import HIGH_WATER_MARK, Link, LinkState, configure
 from .messages import Message, Peer
 from .seams import Arrival, Clock, Connected, Disconnected, Received, SystemClock
 
-RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # between tries at a kept endpoint
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.25)  # between tries at a kept endpoint
 MAX_DRAIN = 2048  # messages per `receive`, so that a flood cannot hold the loop
 MAX_KNOWN_SENDERS = 4096
 MAX_SOCKETS = 1 << 14  # a link takes three

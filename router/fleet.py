@@ -90,6 +90,7 @@ class Fleet:
         self.misfits: dict[str, Misfit] = {}
         self.joined = 0
         self.left = 0
+        self.last_loss = float("-inf")
 
     @property
     def compatibility(self) -> Compatibility | None:
@@ -159,11 +160,13 @@ class Fleet:
             worker.heard = now
             worker.state = state
 
-    def lost(self, endpoint: str) -> Worker | None:
+    def lost(self, endpoint: str, now: float) -> Worker | None:
         """Its link broke, or it said nothing for too long."""
         self.misfits.pop(endpoint, None)
         worker = self.workers.pop(endpoint, None)
-        self.left += worker is not None
+        if worker is not None:
+            self.left += 1
+            self.last_loss = now
         if not self.workers:
             self.misfits.clear()  # there is nothing left to differ from: their next word is heard
         return worker

@@ -81,7 +81,7 @@ class Flow:
             [Progress() for _ in range(submission.choices)],
         )
         request.unplaced = [tuple(range(submission.choices))]
-        if not self._place(request):
+        if not self._place(request) and not self._just_lost():
             raise Refusal(503, self._why_none(), retry_after=1.0)
         self.in_flight[request.id] = request
         return request.id
@@ -294,15 +294,17 @@ class Flow:
     def _entry(self, flight: InFlight, choice: int, position: int, entry: Entry) -> None:
         progress = flight.progress[choice]
         expected = flight.prompt_length + len(progress.emitted)
-        if position < expected:
+        if position == expected and flight.reported and not progress.early:
+            self._give(flight, progress, choice, entry)  # by far the most frequent case
+        elif position < expected:
             self.counters.repeated += 1
             index = position - flight.prompt_length
             if index >= 0 and progress.emitted[index] != entry.token_id:
                 self.counters.differing += 1
-            return
-        first = progress.early.setdefault(position, entry)
-        self.counters.differing += first.token_id != entry.token_id
-        self._drain(flight, choice)
+        else:
+            first = progress.early.setdefault(position, entry)
+            self.counters.differing += first.token_id != entry.token_id
+            self._drain(flight, choice)
 
     def _drain(self, flight: InFlight, choice: int) -> None:
         progress = flight.progress[choice]
@@ -311,13 +313,16 @@ class Flow:
             entry = progress.early.pop(position, None)
             if entry is None:
                 return
-            if entry.token_id >= 0:
-                progress.emitted.append(entry.token_id)
-            if len(progress.emitted) == 2 and flight.stages.first_decode_step < 0:
-                self._note_first_step(flight)
-            if entry.finish:
-                self._choice_ended(flight, choice)
-            flight.listener.token(choice, entry.token_id, entry.logprobs, entry.finish)
+            self._give(flight, progress, choice, entry)
+
+    def _give(self, flight: InFlight, progress: Progress, choice: int, entry: Entry) -> None:
+        if entry.token_id >= 0:
+            progress.emitted.append(entry.token_id)
+        if len(progress.emitted) == 2 and flight.stages.first_decode_step < 0:
+            self._note_first_step(flight)
+        if entry.finish:
+            self._choice_ended(flight, choice)
+        flight.listener.token(choice, entry.token_id, entry.logprobs, entry.finish)
 
     def _note_first_step(self, flight: InFlight) -> None:
         if flight.admitted_at >= 0:
@@ -363,6 +368,11 @@ class Flow:
 
     def _send(self, endpoint: str, message: Message) -> None:
         self._transport.send(endpoint, message)
+
+    def _just_lost(self) -> bool:
+        """A worker left a moment ago and is probably being started again: worth waiting for."""
+        since = self._now() - self._fleet.last_loss
+        return since < self._settings.failover_seconds and not self.leaving
 
     def _why_none(self) -> str:
         """Why no worker can take a request now."""

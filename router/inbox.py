@@ -45,7 +45,7 @@ class Inbox:
         """Time went on: silent workers, requests that wait for one."""
         if now - self._ticked < PAUSE_SECONDS:  # else it was we who heard nothing
             for endpoint in self._fleet.silent(now):
-                self._lost(endpoint, "said nothing for too long")
+                self._lost(endpoint, "said nothing for too long", now)
         self._ticked = now
         self._flow.tick(now)
 
@@ -54,7 +54,7 @@ class Inbox:
             case Received(sender, message):
                 self._message(sender, message, now)
             case Disconnected(endpoint):
-                self._lost(endpoint, "its link broke")
+                self._lost(endpoint, "its link broke", now)
             case Connected():
                 pass
 
@@ -79,14 +79,14 @@ class Inbox:
                     log.error("%s is stuck: %s", sender.name, message.stuck)
                     self._flow.worker_lost(sender.endpoint)  # its requests go on elsewhere
             case Drain():
-                self._lost(sender.endpoint, "it is leaving")
+                self._lost(sender.endpoint, "it is leaving", now)
             case _:
                 pass  # a word between workers
 
     def _joined(self, sender: Peer, message: Hello, now: float) -> None:
         before = self._fleet.workers.get(sender.endpoint)
         if before is not None and before.peer.incarnation != sender.incarnation:
-            self._lost(sender.endpoint, "it started again")
+            self._lost(sender.endpoint, "it started again", now)
         elif before is not None:
             # Its link to us broke and it forgot our work, though our link to it stands.
             self._flow.worker_lost(sender.endpoint)
@@ -97,8 +97,8 @@ class Inbox:
             reason = self._fleet.misfits[sender.endpoint].reason
             log.error("%s is not used: %s", sender.name, reason)
 
-    def _lost(self, endpoint: str, why: str) -> None:
-        worker = self._fleet.lost(endpoint)
+    def _lost(self, endpoint: str, why: str, now: float) -> None:
+        worker = self._fleet.lost(endpoint, now)
         if worker is not None:
             log.warning("%s left: %s", worker.peer.name, why)
             self._transport.forget(endpoint)

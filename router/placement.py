@@ -86,12 +86,12 @@ class InFlight:
     failed_at: set[str] = field(default_factory=set)  # endpoints where an attempt failed
     hashes: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # by choice, length
     reported: bool = False  # the prompt's report was given to the listener
+    prompt_length: int = 0
     stages: Stages = field(default_factory=Stages)
     admitted_at: float = -1.0
 
-    @property
-    def prompt_length(self) -> int:
-        return len(self.submission.token_ids)
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.submission.token_ids)  # read once per streamed token
 
     def regroup(self, choices: set[int]) -> list[tuple[int, ...]]:
         """How open choices are placed again: those without output together, the others alone."""

@@ -51,5 +51,5 @@ def test_silence_is_noticed():
     books = fleet(worker("p", "prefill"), worker("d", "decode"))
     books.workers["tcp://p"].heard = 6.0
     assert books.silent(10.0) == ["tcp://d"]
-    assert books.lost("tcp://d") is not None and books.lost("tcp://d") is None
+    assert books.lost("tcp://d", 9.0) is not None and books.lost("tcp://d", 9.0) is None
     assert books.left == 1

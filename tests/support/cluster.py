@@ -6,7 +6,8 @@ from penstock.decode.worker import Parts as DecodeParts
 from penstock.engine.chunking import Blocks
 from penstock.engine.health import Pulse
 from penstock.kvtransfer.holder import Holder
-from penstock.kvtransfer.reader import Reader, ReaderSettings
+from penstock.kvtransfer.incoming import ReaderSettings
+from penstock.kvtransfer.reader import Reader
 from penstock.prefill.scheduler import PrefillScheduler
 from penstock.prefill.worker import Parts as PrefillParts
 from penstock.prefill.worker import PrefillWorker

@@ -87,6 +87,7 @@ class FakePlane:
     """Pull over dictionaries; `hold` keeps reads open, `break_next` fails one."""
 
     name = "fake"
+    holder_poll_seconds = 0.0005
     path = "fake"
 
     def __init__(self, memory: Memory, endpoint: str, everyone: dict[str, "FakePlane"]):

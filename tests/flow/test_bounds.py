@@ -1,0 +1,169 @@
+"""Sizes and limits: attempts, context, deadlines that grow, and what a wait may cost."""
+
+import dataclasses
+
+import pytest
+from msgspec import structs
+
+from penstock.kvtransfer.moves import Event
+from penstock.kvtransfer.reader import Allowance, Reader, ReaderSettings
+from penstock.protocol.messages import Agent, Handoff, Prefill, Published, Sampling
+from penstock.protocol.pages import PagePool
+from support import cluster as support_cluster
+from support.cluster import COMPATIBILITY, Cluster
+from support.fakes import SLOTS, FakePlane, Memory, Network, true_tokens
+
+PROMPT = list(range(100, 130))
+
+
+def expect(client, prompt=PROMPT, count=12):
+    assert client.failure is None
+    for choice, tokens in enumerate(client.tokens):
+        assert tokens == true_tokens(prompt, 7, choice, count)
+
+
+def restart(cluster, name, pages=64):
+    cluster.kill(name)
+    cluster.start(name, "decode", pages)
+
+
+def test_the_last_attempt_of_choices_placed_apart_ends_the_request_once():
+    cluster = Cluster(prefill=1, decode=2, max_attempts=1)
+    client = cluster.ask(PROMPT, n=3, max_tokens=60)
+    cluster.until(lambda: all(len(tokens) > 3 for tokens in client.tokens))
+    (name,) = [name for name, worker in cluster.workers.items() if worker.engine.busy]
+    restart(cluster, name)
+    cluster.until(lambda: client.ended)
+    assert client.failure is not None and client.failure[0] == 503
+    cluster.settle()
+
+
+def test_attempts_are_counted_for_each_choice():
+    cluster = Cluster(pages=400)
+    client = cluster.ask(PROMPT, n=16, max_tokens=60)
+    for deaths in range(1, 4):
+        cluster.until(lambda deaths=deaths: len(client.tokens[0]) > 3 * deaths)
+        restart(cluster, "decode-0", 400)
+    cluster.until(lambda: client.ended)
+    expect(client, count=60)
+    assert cluster.flow.counters.replaced >= 3 * 16
+
+
+def test_a_small_worker_that_joins_neither_shortens_nor_fails_what_began_before():
+    cluster = Cluster()
+    client = cluster.ask(PROMPT, max_tokens=100)
+    cluster.until(lambda: len(client.tokens[0]) > 10)
+    cluster.start("decode-1", "decode", pages=20)  # 80 tokens: too few for this answer
+    cluster.run(4)
+    cluster.kill("decode-0")
+    cluster.run(3)
+    assert not client.ended
+    cluster.start("decode-0", "decode")
+    cluster.until(lambda: client.ended)
+    expect(client, count=100)
+    cluster.settle()
+
+
+def test_a_completion_that_is_not_quiet_yet_kills_nobody(monkeypatch):
+    cluster = Cluster(max_attempts=2)
+    plane = cluster.workers["decode-0"].plane
+    progress = plane.progress
+    monkeypatch.setattr(
+        plane, "progress", lambda: [dataclasses.replace(one, quiet=False) for one in progress()]
+    )
+    client = cluster.ask(PROMPT)
+    cluster.until(lambda: client.ended)
+    cluster.settle()
+
+
+def held_read(page_bytes, pages):
+    """A Reader whose one read, posted at 0, does not end."""
+    network, planes = Network(), {}
+    holder, me = network.mailbox("prefill"), network.mailbox("decode")
+    FakePlane(Memory(pages), holder.me.endpoint, planes)
+    memory = Memory(pages)
+    plane = FakePlane(memory, me.me.endpoint, planes)
+    plane.hold = True
+    settings = ReaderSettings(SLOTS, page_bytes)
+    reader = Reader(PagePool(memory.generations), me, plane, COMPATIBILITY, settings)
+    length = pages * SLOTS
+    prefill = Prefill(1, 1, holder.me, "model", "", [1] * length, length, [0], Sampling(1))
+    words = (
+        Handoff(prefill, 1, 10.0, 0),
+        Agent(COMPATIBILITY, holder.me.endpoint.encode()),
+        Published(1, 0, list(range(pages)), [0] * pages),
+    )
+    for word in words:
+        reader.take(holder.me, word, 0.0)
+    reader.turn(Allowance(1), 0.0)
+    assert plane.open
+    return reader
+
+
+@pytest.mark.parametrize("page_bytes, limit", [(64, 10.0), (50_000_000, 30.0)])
+def test_the_deadline_of_a_read_knows_its_size(page_bytes, limit):
+    reader = held_read(page_bytes, pages=20)  # 20 pages of 50 MB at 50 MB/s: 20 s and the usual 10
+    reader.turn(Allowance(1), limit - 0.1)
+    assert not reader.lost
+    reader.turn(Allowance(1), limit + 0.1)
+    assert [lost.event for lost in reader.lost] == [Event.TIMED_OUT]
+
+
+@pytest.mark.parametrize("layout", [dict(prefill=0, decode=0, aggregated=1), dict()])
+def test_a_prompt_that_waits_for_pages_is_not_looked_up_again_each_turn(monkeypatch, layout):
+    cluster = Cluster(chunk=1000, **layout)
+    pool = cluster.workers["aggregated-0" if layout else "decode-0"].pool
+    prompt = list(range(120))
+    pool.take("others", 40)  # leaves 24 of 64 pages, and the prompt has 30
+    client = cluster.ask(prompt)
+    cluster.run(10)
+    lookups, lookup = [], pool.lookup
+
+    def counted(hashes):
+        lookups.append(hashes)
+        return lookup(hashes)
+
+    monkeypatch.setattr(pool, "lookup", counted)
+    cluster.run(50)
+    assert not lookups and not client.ended
+    pool.release("others")
+    cluster.until(lambda: client.ended)
+    expect(client, prompt)
+    assert lookups
+    cluster.settle()
+
+
+@pytest.fixture
+def newer(monkeypatch):
+    """Workers started from now on hold another model."""
+
+    def change():
+        other = structs.replace(COMPATIBILITY, model="new")
+        monkeypatch.setattr(support_cluster, "COMPATIBILITY", other)
+
+    return change
+
+
+def test_a_misfit_is_used_when_those_it_did_not_fit_are_gone(newer):
+    cluster = Cluster(prefill=0, decode=0, aggregated=1)
+    newer()
+    cluster.start("aggregated-new", "aggregated")
+    cluster.run(50)
+    assert cluster.fleet.misfits
+    cluster.kill("aggregated-0")  # the rolling change ends
+    cluster.run(100)
+    client = cluster.ask(PROMPT)
+    cluster.until(lambda: client.ended)
+    expect(client)
+    cluster.settle()
+
+
+def test_misfits_that_are_gone_are_forgotten(newer):
+    cluster = Cluster(prefill=0, decode=0, aggregated=1)
+    newer()
+    for one in range(5):
+        cluster.start(f"new-{one}", "aggregated")
+        cluster.run(3)
+        assert cluster.fleet.misfits
+        cluster.kill(f"new-{one}")
+    cluster.until(lambda: not cluster.fleet.misfits, 1000)
