@@ -56,6 +56,7 @@ def _probe(settings: PlaneSettings) -> Plane:
 def _read_back(plane: Plane, memory: PageMemory) -> None:
     """Read our first page through a second plane, as a peer would. Nothing is written to it."""
     copy = HostMemory(memory.page_bytes, 1)
+    copy.pages[:] = b"\xa5" * memory.page_bytes  # ours is zeros: a read that moves nothing shows
     reader = open_plane("nixl", PlaneSettings(copy.memory, f"probe-{secrets.token_hex(8)}"))
     try:
         reader.add_peer("ourselves", 1, plane.metadata())
@@ -71,7 +72,7 @@ def _read_back(plane: Plane, memory: PageMemory) -> None:
         if memory.device == "cpu":
             with page_bytes_view(memory) as pages:
                 if bytes(copy.pages) != bytes(pages[: memory.page_bytes]):
-                    raise PlaneError("a read of our own page brought other bytes")
+                    raise PlaneError("a read of our own page did not bring its bytes")
     finally:
         reader.close()
         copy.close()

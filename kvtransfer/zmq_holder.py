@@ -151,6 +151,8 @@ class Holder:
                 raise ValueError("cut page ids")
         except (msgspec.MsgspecError, ValueError):
             self.refused += 1
+            if len(self._deaf) >= 4096:
+                self._deaf.clear()  # each of them would be refused again
             self._deaf.add(connection)
             self._asks.pop(connection, None)
             self._send(connection, Refused(0, "an ask without our token or not to be read"), b"")

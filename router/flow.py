@@ -16,10 +16,12 @@ from ..protocol.messages import (
     Admitted,
     Cancel,
     Failed,
+    FinishReason,
     Message,
     Peer,
     Prefill,
     PromptReport,
+    TokenLogprobs,
     Tokens,
 )
 from ..protocol.seams import Transport
@@ -139,7 +141,12 @@ class Flow:
                 if not finish:
                     self._send(sender.endpoint, Cancel(request, attempt, choice))
                 continue
-            self._entry(flight, choice, position, Entry(token_id, logprob, finish))
+            progress = flight.progress[choice]
+            expected = flight.prompt_length + len(progress.emitted)
+            if position == expected and flight.reported and not progress.early:
+                self._give(flight, progress, choice, token_id, logprob, finish)
+            else:
+                self._out_of_turn(flight, choice, position, Entry(token_id, logprob, finish))
 
     def admitted(self, sender: Peer, message: Admitted) -> None:
         """A hand-over is complete: the prefill worker is not needed any more."""
@@ -291,20 +298,18 @@ class Flow:
         for choice in range(len(flight.progress)):
             self._drain(flight, choice)
 
-    def _entry(self, flight: InFlight, choice: int, position: int, entry: Entry) -> None:
+    def _out_of_turn(self, flight: InFlight, choice: int, position: int, entry: Entry) -> None:
+        """A word that came before its turn, or again."""
         progress = flight.progress[choice]
-        expected = flight.prompt_length + len(progress.emitted)
-        if position == expected and flight.reported and not progress.early:
-            self._give(flight, progress, choice, entry)  # by far the most frequent case
-        elif position < expected:
+        index = position - flight.prompt_length
+        if index < len(progress.emitted):
             self.counters.repeated += 1
-            index = position - flight.prompt_length
             if index >= 0 and progress.emitted[index] != entry.token_id:
                 self.counters.differing += 1
-        else:
-            first = progress.early.setdefault(position, entry)
-            self.counters.differing += first.token_id != entry.token_id
-            self._drain(flight, choice)
+            return
+        first = progress.early.setdefault(position, entry)
+        self.counters.differing += first.token_id != entry.token_id
+        self._drain(flight, choice)
 
     def _drain(self, flight: InFlight, choice: int) -> None:
         progress = flight.progress[choice]
@@ -313,16 +318,26 @@ class Flow:
             entry = progress.early.pop(position, None)
             if entry is None:
                 return
-            self._give(flight, progress, choice, entry)
+            said = (entry.token_id, entry.logprobs, entry.finish)
+            self._give(flight, progress, choice, *said)
 
-    def _give(self, flight: InFlight, progress: Progress, choice: int, entry: Entry) -> None:
-        if entry.token_id >= 0:
-            progress.emitted.append(entry.token_id)
+    def _give(
+        self,
+        flight: InFlight,
+        progress: Progress,
+        choice: int,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        finish: FinishReason,
+    ) -> None:
+        """The next token of a choice, to the client."""
+        if token_id >= 0:
+            progress.emitted.append(token_id)
         if len(progress.emitted) == 2 and flight.stages.first_decode_step < 0:
             self._note_first_step(flight)
-        if entry.finish:
+        if finish:
             self._choice_ended(flight, choice)
-        flight.listener.token(choice, entry.token_id, entry.logprobs, entry.finish)
+        flight.listener.token(choice, token_id, logprobs, finish)
 
     def _note_first_step(self, flight: InFlight) -> None:
         if flight.admitted_at >= 0:

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from support.conformance_answers import alone, alone_streamed, among_others, without_logprobs
+from support.conformance_answers import (
+    alone,
+    alone_streamed,
+    among_others,
+    whole,
+    without_logprobs,
+)
 from support.conformance_table import TABLE
 from support.serving import Serving, serving
 
@@ -67,3 +73,16 @@ def test_every_layout_gives_the_same_answers(layout, reference):
             assert decisions['path="local"'] > 0 and decisions['path="remote"'] > 0
         assert cluster.total("penstock_alarms_total") == 0
         cluster.wait_idle()
+
+
+def test_float32_is_exact_too():
+    """The other dtype of the CPU: a few requests of each kind, one process against two."""
+    names = [name for name in TABLE if "long" in name or "seeded" in name or "all filters" in name]
+    answers = []
+    for layout in (["--aggregated"], ["--kv-transport", "zmq", "--local-prefill-tokens", "0"]):
+        with serving("--dtype", "float32", *layout, *MEMORY) as cluster:
+            assert "float32" in cluster.health()["workers"][0]["numeric_class"]
+            answers.append({name: whole(cluster.url, *TABLE[name]) for name in names})
+            answers.append(among_others(cluster.url, names))
+    assert len(names) >= 6
+    assert all(answer == answers[0] for answer in answers[1:])

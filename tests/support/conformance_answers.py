@@ -1,5 +1,6 @@
 """An answer, stripped of what may differ: ids, times, and how much was cached."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -67,15 +68,16 @@ def alone_streamed(url: str) -> dict[str, Any]:
     return {name: streamed(url, path, body) for name, (path, body) in TABLE.items()}
 
 
-def among_others(url: str) -> dict[str, Any]:
+def among_others(url: str, names: Iterable[str] = tuple(TABLE)) -> dict[str, Any]:
     """Every request while 16 others (of the same table, other seeds) are being answered."""
     others = [
         (path, body | {"seed": number, "temperature": 1.0, "cache_salt": f"crowd {number % 3}"})
         for number, (path, body) in enumerate(TABLE.values())
     ]
+    asking = {name: TABLE[name] for name in names}
     with ThreadPoolExecutor(BUSY + 4) as pool:
         crowd = [pool.submit(whole, url, *other) for other in others[:BUSY]]
-        asked = {name: pool.submit(whole, url, *request) for name, request in TABLE.items()}
+        asked = {name: pool.submit(whole, url, *request) for name, request in asking.items()}
         answers = {name: answer.result() for name, answer in asked.items()}
         for one in crowd:
             one.result()
