@@ -261,8 +261,8 @@ def stage_table(rounds: list[dict[str, Any]]) -> Table:
     columns = [*HEADING, *(f"{stage.replace('_', ' ')} ms" for stage in STAGES), "wall s"]
     columns += [f"CPU s {role}" for role in roles]
     notes = [
-        "Stages: mean per request, from the router's penstock_stage_seconds. Transfer goes on",
-        "while the prompt is still computed, so stages of a handed-over request overlap.",
+        "Stages: mean per request, from the router's penstock_stage_seconds. Transfer is what the",
+        "hand-over cost after the last publication; earlier blocks cross while prefill computes.",
         "CPU seconds of all processes of a role during the wall time beside them.",
     ]
     return Table("Where the time went", columns, rows, notes)

@@ -17,7 +17,8 @@ LONG = " ".join(f"word{number}" for number in range(1500))
 
 def body(number: int, **more):
     prompt = f"{number}: def total(values):\n"
-    return {"prompt": prompt, "max_tokens": 150, "seed": number, "temperature": 0.9} | more
+    long_enough = {"max_tokens": 700, "ignore_eos": True}  # to be still going on when it is broken
+    return {"prompt": prompt, "seed": number, "temperature": 0.9} | long_enough | more
 
 
 def text_of(stream: Stream) -> str:
@@ -86,8 +87,8 @@ def test_a_worker_that_leaves_is_noticed(cluster):
 
 
 def test_a_hanging_worker_is_replaced_and_its_return_changes_nothing(cluster):
-    expected = answers(cluster, [body(number, max_tokens=400) for number in range(4)])
-    streams = [Stream(cluster.url, "/v1/completions", body(n, max_tokens=400)) for n in range(4)]
+    expected = answers(cluster, [body(number) for number in range(4)])
+    streams = [Stream(cluster.url, "/v1/completions", body(n)) for n in range(4)]
     begun = [next(stream)["choices"][0]["text"] for stream in streams]
     pid = cluster.pid_of("decode-0")
     os.kill(pid, signal.SIGSTOP)
