@@ -171,7 +171,7 @@ class Reader:
                 self._lose(incoming, Event.TIMED_OUT, Event.TIMED_OUT.value)
             elif incoming.state is ReadState.PULLING and incoming.all_read:
                 self._finish(incoming, now)
-            elif now - incoming.progressed > self._settings.waiting_seconds:
+            elif not incoming.reads and now - incoming.progressed > self._settings.waiting_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "the holder published nothing for too long")
 
     def _post(self, incoming: Incoming, now: float) -> None:
@@ -241,6 +241,10 @@ class Reader:
             handoff, sender, now, blockhash.extend(root, prefill.token_ids, slots), total
         )
         self.incoming[key] = incoming
+        if total > self._pool.page_count:
+            reason = f"{total} pages are needed, and there are {self._pool.page_count}"
+            self._lose(incoming, Event.REFUSED, reason)
+            return
         incarnation, way, reason = self._ways.get(sender.endpoint, (0, Way.INTRODUCED, ""))
         if incarnation != sender.incarnation:
             self._ways[sender.endpoint] = (sender.incarnation, Way.INTRODUCED, "")

@@ -10,8 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
-from msgspec import structs
-
 from ..protocol.messages import (
     Admitted,
     Cancel,
@@ -32,14 +30,6 @@ from .places import Places
 from .request import Listener, Refusal, Stages, Submission
 
 REMEMBERED_STAGES = 4096
-
-
-def _within(submission: Submission, positions: int) -> Submission:
-    """The answer is bounded by what the workers of this moment hold, not by who joins later."""
-    left = positions - len(submission.token_ids)
-    if submission.sampling.max_tokens <= left:
-        return submission
-    return replace(submission, sampling=structs.replace(submission.sampling, max_tokens=left))
 
 
 class Flow:
@@ -68,13 +58,7 @@ class Flow:
 
     def submit(self, submission: Submission, listener: Listener) -> int:
         """Take a request. Raises Refusal where no worker can serve it."""
-        longest = self._fleet.context_length
-        least = len(submission.token_ids) + min(1, submission.sampling.max_tokens)
-        if 0 < longest < least:
-            reason = f"the workers' memory holds {longest} tokens; prompt and answer have at least"
-            raise Refusal(400, f"{reason} {least}", "prompt")
-        if longest:
-            submission = _within(submission, longest)
+        submission = self._places.bounded(submission)
         self._next_id += 1
         request = InFlight(
             self._next_id,
@@ -200,8 +184,19 @@ class Flow:
 
     # --- placing -------------------------------------------------------------------------------
 
+    def _bound_first(self, flight: InFlight) -> bool:
+        """Taken while no worker was known: now there is something to be bounded by."""
+        try:
+            flight.submission = self._places.bounded(flight.submission)
+        except Refusal as refusal:
+            self._fail(flight, refusal.status, refusal.reason)
+            return False
+        return True
+
     def _place(self, flight: InFlight) -> bool:
         """Send every unplaced group to workers; False if some must wait."""
+        if flight.attempts == 0 and not self._bound_first(flight):
+            return True  # it has ended
         while flight.unplaced:
             group = flight.unplaced[0]
             emitted = flight.progress[group[0]].emitted
@@ -252,7 +247,7 @@ class Flow:
         self._place(flight)
 
     def _cancel_everywhere(self, flight: InFlight, placement: Placement) -> None:
-        for endpoint in {placement.route.prefill, placement.route.decode}:
+        for endpoint in sorted({placement.route.prefill, placement.route.decode}):
             if endpoint in self._fleet.workers:
                 self._send(endpoint, Cancel(flight.id, placement.attempt))
 

@@ -1,10 +1,15 @@
 """Finds a place for some choices of a request, and keeps the books of what was placed. Pure."""
 
+from dataclasses import replace
+
+from msgspec import structs
+
 from ..protocol import blockhash
 from .fleet import Booking, Fleet
 from .flow_numbers import FlowCounters, FlowSettings
 from .placement import InFlight, Placement
 from .policy import Demand, Route, choose
+from .request import Refusal, Submission
 
 
 class Places:
@@ -14,6 +19,17 @@ class Places:
         self._fleet = fleet
         self._settings = settings
         self._counters = counters
+
+    def bounded(self, submission: Submission) -> Submission:
+        """Within what the workers of this moment hold, not of who joins later. Raises Refusal."""
+        longest, prompt = self._fleet.context_length, len(submission.token_ids)
+        sampling = submission.sampling
+        if longest == 0 or prompt + sampling.max_tokens <= longest:
+            return submission
+        if prompt + 1 > longest:
+            reason = f"the workers' memory holds {longest} tokens; prompt and answer have at least"
+            raise Refusal(400, f"{reason} {prompt + 1}", "prompt")
+        return replace(submission, sampling=structs.replace(sampling, max_tokens=longest - prompt))
 
     def find(self, flight: InFlight, choice: int, token_ids: list[int]) -> Route | None:
         """A route for `token_ids` (the prompt, and what this choice has emitted), or None.

@@ -64,6 +64,19 @@ def test_a_small_worker_that_joins_neither_shortens_nor_fails_what_began_before(
     cluster.settle()
 
 
+def test_an_answer_asked_for_while_no_worker_is_known_is_bounded_by_those_that_join():
+    cluster = Cluster()
+    cluster.kill("decode-0")
+    cluster.kill("prefill-0")
+    cluster.run(3)
+    client = cluster.ask(PROMPT, max_tokens=1000)  # taken, as they have left a moment ago
+    cluster.start("decode-0", "decode")
+    cluster.start("prefill-0", "prefill")
+    cluster.until(lambda: client.ended)
+    expect(client, count=64 * SLOTS - len(PROMPT))
+    cluster.settle()
+
+
 def test_a_completion_that_is_not_quiet_yet_kills_nobody(monkeypatch):
     cluster = Cluster(max_attempts=2)
     plane = cluster.workers["decode-0"].plane

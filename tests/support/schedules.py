@@ -28,6 +28,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 from penstock.decode.scheduler import DecodeScheduler
@@ -169,6 +170,8 @@ class Schedule(Cluster):
         self.chance.calm = True
         self.hung.clear()
         self._revive(NEVER)
+        for member in self.members:
+            member.engine.hold = member.plane.hold = False
         for _ in range(TURNS_TO_END):
             if not self.flow.in_flight and self.links.quiet:
                 break
@@ -344,7 +347,7 @@ def _describe(flight: InFlight) -> str:
 def play(level: int, seed: int, chance: Chance | None = None) -> None:
     """One schedule. Whatever it raises is a finding, and says how to play it again."""
     chance = chance or Chance(seed, level, random.Random(seed))
-    seams = dict(
+    seams: dict[str, Any] = dict(
         Network=partial(Links, chance),
         FakePlane=partial(RandomPlane, chance),
         FakeEngine=partial(RandomEngine, chance),

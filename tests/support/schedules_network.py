@@ -93,7 +93,7 @@ class Links(Network):
         self.ends: dict[str, LinkMailbox] = {}
         self.under_way: dict[tuple[str, str], deque[Word]] = {}
         self.again: list[tuple[str, Word]] = []  # destination, and what it hears a second time
-        self._slowest = chance.rng.choice([0, 0, 2, 6])  # turns
+        self._slowest = chance.rng.choice([0, 2, 6, 40])  # turns
         self._twice = 0.03 if chance.level >= 1 else 0.0
         self._dice: dict[tuple[str, str], random.Random] = {}
 
