@@ -104,16 +104,8 @@ class Flow:
             raise ValueError(f"{sender.name} sent a frame whose columns differ in length")
         for report in frame.firsts:
             self._report(sender, report)
-        for request, attempt, choice, position, token_id, finish, logprob in zip(
-            frame.requests,
-            frame.attempts,
-            frame.choices,
-            frame.positions,
-            frame.token_ids,
-            frame.finish,
-            logprobs,
-            strict=True,
-        ):
+        rows = zip(frame.requests, *columns, logprobs, strict=True)
+        for request, attempt, choice, position, token_id, finish, logprob in rows:
             flight = self.in_flight.get(request)
             placement = flight.placements.get(attempt) if flight is not None else None
             if flight is None or placement is None:
