@@ -1,14 +1,14 @@
 """The decode process (or the aggregated one): open what it stands on, turn until told to stop."""
 
+from functools import partial
+
 from ..engine.station import Station, open_station
 from ..kvtransfer.incoming import ReaderSettings
-from ..kvtransfer.open import open_plane
-from ..kvtransfer.plane import Plane, PlaneSettings
+from ..kvtransfer.open import open_for_worker
+from ..kvtransfer.plane import Plane
 from ..kvtransfer.reader import Reader
-from ..protocol.clusterkey import ClusterKey
 from ..protocol.config import Config
 from ..protocol.lifeline import report
-from ..protocol.memory import PageMemory
 from ..protocol.messages import Role
 from .scheduler import DecodeScheduler
 from .worker import DecodeWorker, Parts
@@ -19,12 +19,7 @@ def main(config: Config, name: str) -> int:
     role: Role = "decode" if any(one.name == name for one in config.decode) else "aggregated"
     settings = config.worker(role, name)
     lifeline = report(name)
-
-    def plane_for(memory: PageMemory, unique: str, key: ClusterKey | None) -> Plane:
-        curve = (key.public.encode(), key.secret.encode()) if key is not None else None
-        host = settings.advertise or settings.host
-        return open_plane(settings.kv_transport, PlaneSettings(memory, unique, host, curve=curve))
-
+    plane_for = partial(open_for_worker, settings)
     station, plane = open_station(config, role, settings, plane_for, lifeline.progress)
     worker = build(station, plane)
     lifeline.catch_signals()

@@ -1,13 +1,13 @@
 """The prefill process: open what it stands on, then turn until told to stop."""
 
+from functools import partial
+
 from ..engine.station import Station, open_station
 from ..kvtransfer.holder import Holder
-from ..kvtransfer.open import open_plane
-from ..kvtransfer.plane import Plane, PlaneSettings
-from ..protocol.clusterkey import ClusterKey
-from ..protocol.config import Config, Worker
+from ..kvtransfer.open import open_for_worker
+from ..kvtransfer.plane import Plane
+from ..protocol.config import Config
 from ..protocol.lifeline import report
-from ..protocol.memory import PageMemory
 from .scheduler import PrefillScheduler
 from .worker import Parts, PrefillWorker
 
@@ -19,10 +19,7 @@ def main(config: Config, name: str) -> int:
     """Run the worker called `name` of the configuration; returns the exit status."""
     settings = config.worker("prefill", name)
     lifeline = report(name)
-
-    def plane_for(memory: PageMemory, unique: str, key: ClusterKey | None) -> Plane:
-        return open_plane(settings.kv_transport, plane_settings(settings, memory, unique, key))
-
+    plane_for = partial(open_for_worker, settings)
     station, plane = open_station(config, "prefill", settings, plane_for, lifeline.progress)
     worker = build(station, plane)
     lifeline.catch_signals()
@@ -31,13 +28,6 @@ def main(config: Config, name: str) -> int:
     plane.close()
     station.close()
     return status
-
-
-def plane_settings(
-    settings: Worker, memory: PageMemory, unique: str, key: ClusterKey | None
-) -> PlaneSettings:
-    curve = (key.public.encode(), key.secret.encode()) if key is not None else None
-    return PlaneSettings(memory, unique, settings.advertise or settings.host, curve=curve)
 
 
 def build(station: Station, plane: Plane) -> PrefillWorker:
