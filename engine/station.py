@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from ..protocol.clusterkey import ClusterKey, read_key
+from ..protocol.clusterkey import read_key
 from ..protocol.config import Config, Worker
 from ..protocol.lifeline import Report
 from ..protocol.loop import Gaps, run
@@ -117,7 +117,7 @@ def open_station(
     config: Config,
     role: Role,
     settings: Worker,
-    open_plane: Callable[[PageMemory, str, ClusterKey | None], AnyPlane],
+    open_plane: Callable[[PageMemory, str, tuple[bytes, bytes] | None], AnyPlane],
     progress: Callable[[int, int], None],
 ) -> tuple[Station, AnyPlane]:
     """Load, map, bind. Raises ModelError, MailboxError, ClusterKeyError or the plane's error."""
@@ -128,7 +128,7 @@ def open_station(
     loaded = load_engine(_engine_settings(config, settings), progress)
     pool = PagePool(loaded.memory.generations)
     unique = f"{settings.name}-{secrets.token_hex(4)}"
-    plane = open_plane(loaded.memory.description, unique, key)
+    plane = open_plane(loaded.memory.description, unique, key.curve if key else None)
     compatibility = Compatibility(
         revision=REVISION,
         model=loaded.model_digest,

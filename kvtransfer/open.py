@@ -6,7 +6,6 @@ The reasons stand in the plane's `path`, which is printed at start and shown in 
 import secrets
 import time
 
-from ..protocol.clusterkey import ClusterKey
 from ..protocol.config import Worker
 from ..protocol.memory import PageMemory
 from .host_memory import HostMemory
@@ -41,10 +40,9 @@ def open_plane(choice: str, settings: PlaneSettings) -> Plane:
 
 
 def open_for_worker(
-    worker: Worker, memory: PageMemory, unique: str, key: ClusterKey | None
+    worker: Worker, memory: PageMemory, unique: str, curve: tuple[bytes, bytes] | None
 ) -> Plane:
     """The plane a worker's configuration asks for, over its memory. Raises PlaneError."""
-    curve = (key.public.encode(), key.secret.encode()) if key is not None else None
     host = worker.advertise or worker.host
     return open_plane(worker.kv_transport, PlaneSettings(memory, unique, host, curve=curve))
 

@@ -26,6 +26,11 @@ class ClusterKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public: str
     secret: str
 
+    @property
+    def curve(self) -> tuple[bytes, bytes]:
+        """Public and secret half, as ZeroMQ takes them."""
+        return self.public.encode(), self.secret.encode()
+
 
 def write_key(path: Path) -> ClusterKey:
     """Make a new key pair in a new file that only this user can read."""
