@@ -177,6 +177,8 @@ class Holder:
                 start,
                 lease.pages[start:],
                 lease.generations[start:],
+                [self._pool.content(page) for page in lease.pages[start:]],
+                [],
                 lease.first_tokens,
             ),
         )

@@ -47,6 +47,7 @@ class Event(Enum):
     REFUSED = "the two workers do not fit"
     READ_FAILED = "a read failed"
     STALE = "a page was granted again before its data was complete"
+    CORRUPT = "a page's bytes are not those that were published"
     TIMED_OUT = "a read passed its deadline"
     COMPUTE_FAILED = "the step that computes the blocks failed"
 
@@ -85,6 +86,7 @@ READER_MOVES: dict[tuple[ReadState, Event], ReadState] = {
     (_R.PULLING, _E.REFUSED): _R.ENDED,
     (_R.PULLING, _E.READ_FAILED): _R.ENDED,
     (_R.PULLING, _E.STALE): _R.ENDED,
+    (_R.PULLING, _E.CORRUPT): _R.ENDED,
     (_R.PULLING, _E.TIMED_OUT): _R.ENDED,
 }
 

@@ -228,7 +228,13 @@ class NixlPlane:
 
     # Reads
 
-    def read(self, endpoint: str, remote: Sequence[int], local: Sequence[int]) -> int:
+    def read(
+        self,
+        endpoint: str,
+        remote: Sequence[int],
+        local: Sequence[int],
+        expected: Sequence[int] | None = None,
+    ) -> int:
         peer = self._peers.get(endpoint)
         if peer is None:
             raise PlaneError(f"{endpoint} is not a known peer")

@@ -19,6 +19,8 @@ from typing import Protocol
 
 from ..protocol.memory import PageMemory
 
+STALE = "a page was granted again before it was read"  # Completion.failed of such a read
+
 
 class PlaneError(Exception):
     """A plane could not do what was asked; the text says what and what would work."""
@@ -59,8 +61,18 @@ class Plane(Protocol):
         """Destroy the way to a peer; its open reads complete as failed."""
         ...
 
-    def read(self, endpoint: str, remote: Sequence[int], local: Sequence[int]) -> int:
-        """Read remote pages into local ones (same length); returns a ticket. Raises PlaneError."""
+    def read(
+        self,
+        endpoint: str,
+        remote: Sequence[int],
+        local: Sequence[int],
+        expected: Sequence[int] | None = None,
+    ) -> int:
+        """Read remote pages into local ones (same length); returns a ticket. Raises PlaneError.
+
+        With `expected` generations a read whose pages already have others ends as failed (`STALE`)
+        before a byte of them moves. Those of the completion are compared by the caller.
+        """
         ...
 
     def abandon(self, ticket: int) -> None:

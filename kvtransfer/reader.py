@@ -183,7 +183,10 @@ class Reader:
         local = incoming.pages[start:known]
         try:
             ticket = self._plane.read(
-                incoming.holder.endpoint, incoming.remote_pages[start:known], local
+                incoming.holder.endpoint,
+                incoming.remote_pages[start:known],
+                local,
+                incoming.generations[start:known],
             )
         except PlaneError as error:
             self._lose(incoming, Event.READ_FAILED, str(error))

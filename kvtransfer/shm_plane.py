@@ -144,7 +144,13 @@ class ShmPlane:
             self._fail(read, "the peer was removed")
         peer.close()
 
-    def read(self, endpoint: str, remote: Sequence[int], local: Sequence[int]) -> int:
+    def read(
+        self,
+        endpoint: str,
+        remote: Sequence[int],
+        local: Sequence[int],
+        expected: Sequence[int] | None = None,
+    ) -> int:
         peer = self._peers.get(endpoint)
         if peer is None:
             raise PlaneError(f"{endpoint} is not a known peer")

@@ -11,6 +11,7 @@ One request, hop by hop (R router, P prefill worker, D decode worker):
     D -> R   Tokens         one frame per step with every sequence's token
     R -> D   Prefill        with decode_at == "": prefill the (short) remainder and answer yourself
     R -> any Cancel         any -> R Failed, Status, Hello
+    R -> any Inquire        what it heard nothing of;  any -> R Unknown, where it is not there
 
 `model` and `cache_salt` are in every request from the first day. Ids are unique for ever:
 a request id is drawn by its router; an attempt numbers one placement of one request; a lease id
@@ -21,7 +22,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-REVISION = 1  # raised with every change of this file; processes of two revisions refuse each other
+REVISION = 2  # raised with every change of this file; processes of two revisions refuse each other
 
 Role = Literal["prefill", "decode", "aggregated"]
 FinishReason = Literal["", "stop", "length"]
@@ -109,13 +110,18 @@ class Published(Struct, frozen=True, tag="published", array_like=True):
     """Blocks first_block .. first_block+len(pages) of the lease are sealed and may be read.
 
     A block read counts only if, after its data is complete, its page's generation still is the
-    one named here. `first_tokens` comes with the last block and ends the publication.
+    one named here. `hashes` are what the holder's pool sealed each page as (b"" for a partial
+    tail): they chain model, numeric class, tenant salt and every token before, so a page of
+    another request or tenant is refused before it is read. In checked mode `digests` are the
+    xxh3-64 of each page's bytes. `first_tokens` comes with the last block and ends the publication.
     """
 
     lease: int
     first_block: int
     pages: list[int]
     generations: list[int]
+    hashes: list[bytes]
+    digests: list[int] = []
     first_tokens: FirstTokens | None = None
 
 
@@ -132,6 +138,7 @@ class Compatibility(Struct, frozen=True):
     layout: str  # e.g. "PLCGSH 6x2x2x32x64"
     page_bytes: int
     plane: str
+    checked: bool = False  # pages travel with a digest of their bytes
 
 
 class Introduce(Struct, frozen=True, tag="introduce", array_like=True):
@@ -251,6 +258,25 @@ class Cancel(Struct, frozen=True, tag="cancel", array_like=True):
     choice: int = -1
 
 
+class Inquire(Struct, frozen=True, tag="inquire", array_like=True):
+    """Router to a worker of placements it heard nothing of for a while: do you have these?
+
+    Delivery is at most once, so any word may be lost; this makes the loss of each one visible.
+    """
+
+    requests: list[int]
+    attempts: list[int]
+    choices: list[int]
+
+
+class Unknown(Struct, frozen=True, tag="unknown", array_like=True):
+    """Worker to router: of what you inquired, these are not here (any more, or never were)."""
+
+    requests: list[int]
+    attempts: list[int]
+    choices: list[int]
+
+
 # --- the fleet --------------------------------------------------------------------------------
 
 
@@ -313,6 +339,8 @@ Message = (
     | Admitted
     | Failed
     | Cancel
+    | Inquire
+    | Unknown
     | Hello
     | Status
     | Identify

@@ -58,7 +58,8 @@ class PagePool:
         self._generations = generations
         self._state = [PageState.FREE] * count
         self._holders = [0] * count  # how many hold each page
-        self._hash: list[bytes | None] = [None] * count
+        self._hash: list[bytes | None] = [None] * count  # of findable pages
+        self._content = [b""] * count  # hash each page was sealed with, findable or not
         self._held: dict[Holder, list[int]] = {}
         self._free = list(range(count))  # a heap: low ids first, so that runs stay contiguous
         self._cached: dict[int, None] = {}  # pages without holder, oldest first
@@ -91,6 +92,10 @@ class PagePool:
 
     def state(self, page: int) -> PageState:
         return self._state[page]
+
+    def content(self, page: int) -> bytes:
+        """The block hash this page was sealed with; b"" for a partial block or an open page."""
+        return self._content[page]
 
     def pages_of(self, holder: Holder) -> list[int]:
         return list(self._held.get(holder, ()))
@@ -130,6 +135,7 @@ class PagePool:
                 self._evict(next(iter(self._cached)))
             page = heapq.heappop(self._free)
             self._generations[page] += 1  # seen by readers before the first write
+            self._content[page] = b""
             self._move(page, PageState.OPEN)
             self._holders[page] = 1
             pages.append(page)
@@ -158,6 +164,7 @@ class PagePool:
         if self._inbound[page]:
             raise ValueError(f"page {page} cannot be sealed: a transfer still writes it")
         self._move(page, PageState.SEALED)
+        self._content[page] = block_hash or b""
         if block_hash is not None and block_hash not in self._by_hash:
             self._hash[page] = block_hash
             self._by_hash[block_hash] = page

@@ -104,7 +104,7 @@ def held_read(page_bytes, pages):
     words = (
         Handoff(prefill, 1, 10.0, 0),
         Agent(COMPATIBILITY, holder.me.endpoint.encode()),
-        Published(1, 0, list(range(pages)), [0] * pages),
+        Published(1, 0, list(range(pages)), [0] * pages, [b""] * pages),
     )
     for word in words:
         reader.take(holder.me, word, 0.0)

@@ -112,7 +112,7 @@ class FakePlane:
     def remove_peer(self, endpoint: str) -> None:
         self.peers.pop(endpoint, None)
 
-    def read(self, endpoint, remote, local) -> int:
+    def read(self, endpoint, remote, local, expected=None) -> int:
         if endpoint not in self.peers:
             raise PlaneError(f"unknown peer {endpoint}")
         self.tickets += 1

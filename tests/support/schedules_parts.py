@@ -68,7 +68,7 @@ class RandomPlane(FakePlane):
     def quiet(self, ticket: int) -> bool:
         return ticket not in self.reads and ticket not in self.late
 
-    def read(self, endpoint: str, remote: list[int], local: list[int]) -> int:
+    def read(self, endpoint, remote, local, expected=None) -> int:
         ticket = super().read(endpoint, remote, local)
         source = self._sources[endpoint]
         if any(not 0 <= page < len(source.memory.pages) for page in remote):
