@@ -42,7 +42,13 @@ SETTINGS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("--kv-memory-mib", "worker", "kv_memory_mib", {"type": int, "help": "or what they may take"}),
     ("--max-batch", "worker", "max_batch", {"type": int, "help": "sequences per step (64)"}),
     ("--chunk-tokens", "worker", "chunk_tokens", {"type": int, "help": "prompt chunk (512)"}),
-    ("--kv-transport", "worker", "kv_transport", {"help": "auto, nixl, zmq or shm"}),
+    (
+        "--kv-checked",
+        "worker",
+        "kv_checked",
+        {"action": "store_const", "const": True, "help": "pages travel with a digest"},
+    ),
+    ("--kv-transport", "worker", "kv_transport", {"help": "auto, nixl, tcp, zmq or shm"}),
 ]
 
 
@@ -93,10 +99,23 @@ def build_parser() -> Parser:
         added.add_argument("--name", required=True, help="its name in the configuration")
     added = command("keygen", keygen, "make the key of a cluster")
     added.add_argument("file", type=Path, metavar="FILE")
+    _add_simulate_flags(command("simulate", simulate, "play a cluster under faults, from seeds"))
     added = command("bench", bench, "run a benchmark")
     added.add_argument("name", metavar="NAME", nargs="?", default="", help="none: list them")
     added.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="its own arguments")
     return parser
+
+
+def _add_simulate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--faults", action="store_true", required=True, help="the one kind there is"
+    )
+    parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="schedules (1000)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first one (0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="play one again, with its log")
+    parser.add_argument("--level", type=int, choices=(0, 1, 2), help="how bad links are (mixed)")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (one per core)")
+    parser.add_argument("--stop", action="store_true", help="at the first violation")
 
 
 def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,8 +127,10 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         "--aggregated", action="store_true", help="one worker that does both, and no hand-over"
     )
     for flag, _, key, options in SETTINGS:
-        metavar = "N" if options.get("type") is int else key.rpartition("_")[2].upper()
-        parser.add_argument(flag, metavar=metavar, **options)
+        if "action" not in options:
+            metavar = "N" if options.get("type") is int else key.rpartition("_")[2].upper()
+            options = {"metavar": metavar, **options}
+        parser.add_argument(flag, **options)
 
 
 def cluster_config(arguments: Arguments) -> Any:
@@ -206,6 +227,12 @@ def keygen(arguments: Arguments) -> int:
     write_key(arguments.file)
     print(f"{arguments.file}: name it as [cluster] key_file, on every machine of the cluster")
     return 0
+
+
+def simulate(arguments: Arguments) -> int:
+    from .simulation.report import simulate as run
+
+    return run(arguments)
 
 
 def bench(arguments: Arguments) -> int:

@@ -6,7 +6,7 @@ from penstock.engine.chunking import Blocks
 from penstock.engine.sequence import Sequence
 from penstock.protocol.messages import Peer, Prefill, Sampling
 from penstock.protocol.pages import PagePool
-from support.cluster import COMPATIBILITY
+from penstock.simulation.worker import COMPATIBILITY
 
 ROUTER = Peer("r", 1, "r")
 NEVER = float("inf")

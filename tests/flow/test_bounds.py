@@ -7,11 +7,15 @@ from msgspec import structs
 
 from penstock.kvtransfer.moves import Event
 from penstock.kvtransfer.reader import Allowance, Reader, ReaderSettings
+from penstock.protocol import blockhash
 from penstock.protocol.messages import Agent, Handoff, Prefill, Published, Sampling
 from penstock.protocol.pages import PagePool
-from support import cluster as support_cluster
-from support.cluster import COMPATIBILITY, Cluster
-from support.fakes import SLOTS, FakePlane, Memory, Network, true_tokens
+from penstock.simulation.cluster import Cluster
+from penstock.simulation.engine import true_tokens
+from penstock.simulation.memory import SLOTS, Memory
+from penstock.simulation.network import Network
+from penstock.simulation.plane import SimulatedPlane
+from penstock.simulation.worker import COMPATIBILITY
 
 PROMPT = list(range(100, 130))
 
@@ -93,18 +97,20 @@ def held_read(page_bytes, pages):
     """A Reader whose one read, posted at 0, does not end."""
     network, planes = Network(), {}
     holder, me = network.mailbox("prefill"), network.mailbox("decode")
-    FakePlane(Memory(pages), holder.me.endpoint, planes)
+    source = SimulatedPlane(Memory(pages), holder.me.endpoint, planes)
     memory = Memory(pages)
-    plane = FakePlane(memory, me.me.endpoint, planes)
+    plane = SimulatedPlane(memory, me.me.endpoint, planes)
     plane.hold = True
     settings = ReaderSettings(SLOTS, page_bytes)
     reader = Reader(PagePool(memory.generations), me, plane, COMPATIBILITY, settings)
     length = pages * SLOTS
     prefill = Prefill(1, 1, holder.me, "model", "", [1] * length, length, [0], Sampling(1))
+    root = blockhash.root(COMPATIBILITY.model, COMPATIBILITY.numeric_class, "")
+    hashes = blockhash.extend(root, prefill.token_ids, SLOTS)
     words = (
         Handoff(prefill, 1, 10.0, 0),
-        Agent(COMPATIBILITY, holder.me.endpoint.encode()),
-        Published(1, 0, list(range(pages)), [0] * pages, [b""] * pages),
+        Agent(COMPATIBILITY, source.metadata()),
+        Published(1, 0, list(range(pages)), [1] * pages, hashes),
     )
     for word in words:
         reader.take(holder.me, word, 0.0)
@@ -113,9 +119,9 @@ def held_read(page_bytes, pages):
     return reader
 
 
-@pytest.mark.parametrize("page_bytes, limit", [(64, 10.0), (50_000_000, 30.0)])
+@pytest.mark.parametrize("page_bytes, limit", [(64, 2.0), (50_000_000, 42.0)])
 def test_the_deadline_of_a_read_knows_its_size(page_bytes, limit):
-    reader = held_read(page_bytes, pages=20)  # 20 pages of 50 MB at 50 MB/s: 20 s and the usual 10
+    reader = held_read(page_bytes, pages=20)  # 20 pages of 50 MB at 50 MB/s: twice 20 s and 2
     reader.turn(Allowance(1), limit - 0.1)
     assert not reader.lost
     reader.turn(Allowance(1), limit + 0.1)
@@ -147,19 +153,18 @@ def test_a_prompt_that_waits_for_pages_is_not_looked_up_again_each_turn(monkeypa
 
 
 @pytest.fixture
-def newer(monkeypatch):
+def newer():
     """Workers started from now on hold another model."""
 
-    def change():
-        other = structs.replace(COMPATIBILITY, model="new")
-        monkeypatch.setattr(support_cluster, "COMPATIBILITY", other)
+    def change(cluster):
+        cluster.compatibility = structs.replace(COMPATIBILITY, model="new")
 
     return change
 
 
 def test_a_misfit_is_used_when_those_it_did_not_fit_are_gone(newer):
     cluster = Cluster(prefill=0, decode=0, aggregated=1)
-    newer()
+    newer(cluster)
     cluster.start("aggregated-new", "aggregated")
     cluster.run(50)
     assert cluster.fleet.misfits
@@ -173,7 +178,7 @@ def test_a_misfit_is_used_when_those_it_did_not_fit_are_gone(newer):
 
 def test_misfits_that_are_gone_are_forgotten(newer):
     cluster = Cluster(prefill=0, decode=0, aggregated=1)
-    newer()
+    newer(cluster)
     for one in range(5):
         cluster.start(f"new-{one}", "aggregated")
         cluster.run(3)

@@ -3,8 +3,8 @@
 import pytest
 
 from penstock.protocol.messages import Admitted, Published, Release, Tokens
-from support.cluster import Cluster
-from support.fakes import true_tokens
+from penstock.simulation.cluster import Cluster
+from penstock.simulation.engine import true_tokens
 
 PROMPT = list(range(100, 130))  # 30 tokens: 7 full blocks of 4 and a tail of 2
 

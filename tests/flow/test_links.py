@@ -4,8 +4,8 @@ import pytest
 
 from penstock.protocol.messages import Agent, Handoff, Introduce, Tokens
 from penstock.protocol.seams import Connected, Disconnected
-from support.cluster import ROUTER, Cluster
-from support.fakes import true_tokens
+from penstock.simulation.cluster import ROUTER, Cluster
+from penstock.simulation.engine import true_tokens
 
 PROMPT = list(range(100, 130))
 
@@ -110,7 +110,7 @@ def test_a_handoff_lost_with_its_link_is_made_good_at_once():
     cluster = Cluster()
     client = cluster.ask(PROMPT)
     lose(cluster, "prefill-0", Handoff)
-    break_link(cluster, "prefill-0", "fake://decode-0")
+    break_link(cluster, "prefill-0", "sim://decode-0")
     began = cluster.now
     cluster.until(lambda: client.ended)
     expect(client)

@@ -18,8 +18,8 @@ from penstock.protocol.messages import (
     WorkerState,
 )
 from penstock.protocol.seams import Received
-from support.cluster import Client, Cluster
-from support.fakes import true_tokens
+from penstock.simulation.cluster import Client, Cluster
+from penstock.simulation.engine import true_tokens
 
 PROMPT = list(range(100, 130))
 
@@ -32,13 +32,13 @@ def expect(client, prompt=PROMPT, seed=7, count=12):
 def say(cluster, sender, to, message):
     """This arrives at `to`, whatever `sender` knows of it."""
     mailboxes = cluster.network.mailboxes
-    mailboxes[f"fake://{to}"].arrived.append(Received(mailboxes[f"fake://{sender}"].me, message))
+    mailboxes[f"sim://{to}"].arrived.append(Received(mailboxes[f"sim://{sender}"].me, message))
 
 
 def prefill(cluster, token_ids, length):
     sampling = Sampling(1)
     return Prefill(
-        9, 1, cluster.mailbox.me, "model", "", token_ids, length, [0], sampling, "fake://decode-0"
+        9, 1, cluster.mailbox.me, "model", "", token_ids, length, [0], sampling, "sim://decode-0"
     )
 
 
@@ -52,7 +52,7 @@ def test_words_said_twice_change_nothing(kind, tokens):
     cluster.until(lambda: len(client.tokens[0]) >= tokens)
     for source, to, message in list(cluster.network.sent):
         if isinstance(message, kind):
-            say(cluster, source.removeprefix("fake://"), to.removeprefix("fake://"), message)
+            say(cluster, source.removeprefix("sim://"), to.removeprefix("sim://"), message)
     cluster.until(lambda: client.ended)
     expect(client)
     cluster.settle()
@@ -64,7 +64,7 @@ def test_a_prefill_said_twice_at_once_is_computed_once(local):
     cluster = Cluster(local=local)
     client = cluster.ask(PROMPT)
     _, to, message = next(one for one in cluster.network.sent if isinstance(one[2], Prefill))
-    say(cluster, "router", to.removeprefix("fake://"), message)
+    say(cluster, "router", to.removeprefix("sim://"), message)
     cluster.until(lambda: client.ended)
     expect(client)
     cluster.settle()

@@ -3,8 +3,8 @@
 import pytest
 
 from penstock.router.request import Refusal
-from support.cluster import Cluster
-from support.fakes import true_tokens
+from penstock.simulation.cluster import Cluster
+from penstock.simulation.engine import true_tokens
 
 PROMPT = list(range(100, 130))
 
@@ -56,7 +56,7 @@ def test_a_worker_whose_every_step_fails_says_it_is_stuck_and_is_not_used(monkey
     client = cluster.ask(PROMPT)
     cluster.until(lambda: client.ended)
     assert client.failure is not None and client.failure[0] == 503
-    assert "steps failed" in cluster.fleet.workers["fake://decode-0"].stuck
+    assert "steps failed" in cluster.fleet.workers["sim://decode-0"].stuck
     with pytest.raises(Refusal, match="only prefill workers are usable"):
         cluster.ask(PROMPT)
     cluster.settle()
@@ -116,7 +116,7 @@ def test_a_large_read_given_up_makes_a_worker_stuck_only_when_its_quarantine_las
     assert worker.worker.stuck == "", "milliseconds of quarantine are no reason to start again"
     cluster.run(400)
     assert "40 of 64 pages are quarantined" in worker.worker.stuck
-    assert cluster.fleet.workers["fake://decode-0"].stuck == worker.worker.stuck
+    assert cluster.fleet.workers["sim://decode-0"].stuck == worker.worker.stuck
 
 
 @pytest.mark.parametrize("local", [0, 10**6])

@@ -4,7 +4,7 @@ from penstock.engine.chunking import Blocks
 from penstock.prefill.scheduler import PrefillScheduler
 from penstock.protocol.messages import Peer, Prefill, Sampling
 from penstock.protocol.pages import PagePool
-from support.cluster import COMPATIBILITY
+from penstock.simulation.worker import COMPATIBILITY
 
 ROUTER = Peer("r", 1, "r")
 
