@@ -3,6 +3,7 @@
 from functools import partial
 
 from ..engine.station import Station, open_station
+from ..kvtransfer.digests import digests_for
 from ..kvtransfer.incoming import ReaderSettings
 from ..kvtransfer.open import open_for_worker
 from ..kvtransfer.plane import Plane
@@ -37,11 +38,21 @@ def build(station: Station, plane: Plane) -> DecodeWorker:
         settings.page_slots,
         station.compatibility.page_bytes,
         renew_every=settings.lease_seconds / 4,
+        read_seconds=settings.read_seconds,
+        vocabulary=station.loaded.config.vocabulary,
+    )
+    reader = Reader(
+        station.pool,
+        station.mailbox,
+        plane,
+        station.compatibility,
+        reading,
+        digests=digests_for(station.compatibility, station.loaded.memory.description),
     )
     return DecodeWorker(
         Parts(
             station.mailbox,
-            Reader(station.pool, station.mailbox, plane, station.compatibility, reading),
+            reader,
             station.loaded.engine,
             station.blocks,
             DecodeScheduler(station.blocks, settings.chunk_tokens, settings.max_batch),

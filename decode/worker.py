@@ -11,6 +11,7 @@ from ..engine.chunking import Blocks
 from ..engine.finish import finish_reason
 from ..engine.frames import Frames
 from ..engine.health import Pulse, Rates
+from ..engine.inquiry import absent
 from ..engine.sequence import Sequence
 from ..engine.step import Drawn, Engine, Slice, StepResult
 from ..kvtransfer.incoming import Incoming
@@ -23,6 +24,7 @@ from ..protocol.messages import (
     Failed,
     Handoff,
     Identify,
+    Inquire,
     LeaseEnded,
     Message,
     Peer,
@@ -139,8 +141,26 @@ class DecodeWorker:
                 self._reader.take(sender, message, now)
             case Identify():
                 self._membership.take(sender, message, self._state())
+            case Inquire():
+                self._answer(sender, message)
             case _:
                 pass  # a word for another role
+
+    def _answer(self, sender: Peer, inquiry: Inquire) -> None:
+        """A choice is here from its hand-over, or its prompt, to its last token."""
+        arriving = {
+            (one.handoff.prefill.request, one.handoff.prefill.attempt)
+            for one in self._reader.incoming.values()
+        }
+        here = {
+            (sequence.prefill.request, sequence.prefill.attempt, choice)
+            for sequence in self._scheduler.all
+            if not sequence.cancelled
+            for choice in sequence.choices
+        }
+        unknown = absent(inquiry, lambda *one: one in here or one[:2] in arriving)
+        if unknown is not None:
+            self._transport.send(sender.endpoint, unknown)
 
     def _router_lost(self, endpoint: str) -> None:
         for incoming in list(self._reader.incoming.values()):

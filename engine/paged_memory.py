@@ -4,8 +4,9 @@
            another process maps it by its descriptor; nothing outlives the last process that does
     CUDA   the pages on the device, the generations in host memory
 
-Nothing here unmaps by hand: the mapping goes when the last tensor or view of it goes, so that
-neither `close` nor the interpreter's end can pull it from under a reader.
+Nothing here unmaps by hand: the mapping goes when the last tensor, view or description of it goes,
+so that neither `close` nor the interpreter's end can pull it from under a reader or a plane. The
+file is sealed: nobody can change its size, so no peer's mapping ever points behind its end.
 
 P pages, L layers, G kv heads, S slots per page, H head size.
 """
@@ -18,7 +19,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..protocol.memory import PageMemory
+from ..protocol.memory import PageMemory, sealed_file
 
 Shape = tuple[int, int, int, int, int, int]
 
@@ -65,21 +66,20 @@ class PagedMemory:
     def _map_file(self, pages: int) -> None:
         offset = -(-8 * pages // mmap.PAGESIZE) * mmap.PAGESIZE
         size = offset + pages * self.layout.page_bytes
-        self.file = os.memfd_create("penstock-pages", os.MFD_CLOEXEC)
-        os.ftruncate(self.file, size)
+        self.file = sealed_file("penstock-pages", size)
         mapping = mmap.mmap(self.file, size)
         # Each frombuffer tensor keeps the mapping alive by itself.
         numbers = torch.frombuffer(mapping, dtype=torch.int64, count=pages)
         shape = self.layout.shape(pages)
         flat = torch.frombuffer(mapping, dtype=self.layout.dtype, count=prod(shape), offset=offset)
-        self._expose(numbers, flat.view(shape), offset)
+        self._expose(numbers, flat.view(shape), offset, mapping)
 
     def _allocate(self, pages: int) -> None:
         numbers = torch.zeros(pages, dtype=torch.int64)
         tensor = torch.zeros(self.layout.shape(pages), dtype=self.layout.dtype, device=self.device)
-        self._expose(numbers, tensor, 0)
+        self._expose(numbers, tensor, 0, (numbers, tensor))
 
-    def _expose(self, numbers: Tensor, pages_PLCGSH: Tensor, offset: int) -> None:
+    def _expose(self, numbers: Tensor, pages_PLCGSH: Tensor, offset: int, owner: object) -> None:
         self.pages_PLCGSH = pages_PLCGSH
         # numpy's array keeps the tensor's memory alive, and the memoryview the array.
         self.generations = numbers.numpy().data.cast("B").cast("Q")
@@ -91,6 +91,7 @@ class PagedMemory:
             generations_address=numbers.data_ptr(),
             file=self.file,
             pages_offset=offset,
+            owner=owner,
         )
 
     def close(self) -> None:

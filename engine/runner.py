@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.registry import Model
 from ..protocol.messages import TokenLogprobs
 from .batch import BatchBuilder, reported_rows, wanted_rows
+from .device_order import DeviceOrder
 from .logprobs import log_softmax, reports
 from .sampler import Sampler, refusal, row_of
 from .step import Drawn, Slice, Step, StepResult
@@ -22,21 +23,26 @@ REPORTED_AT_ONCE = 64
 class Runner:
     """Runs steps against one model and one pages tensor. Called by one thread at a time."""
 
-    def __init__(self, model: Model, pages_PLCGSH: Tensor) -> None:
+    def __init__(
+        self, model: Model, pages_PLCGSH: Tensor, order: DeviceOrder | None = None
+    ) -> None:
         self.model = model
         self.pages = pages_PLCGSH
         self.builder = BatchBuilder(pages_PLCGSH.shape[4], pages_PLCGSH.device)
         self.sampler = Sampler(model.kernels)
+        self.order = order or DeviceOrder(pages_PLCGSH.device)
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepResult:
         began = time.monotonic()
-        hidden_RD = self.model.forward(self.builder.build(step), self.pages)
-        drawn = self._draw(step.slices, hidden_RD)
-        if self.pages.device.type == "cuda":
-            # A step without draws has waited for nothing yet; its pages may be read by a peer, and
-            # the batch's host buffer written again, as soon as this returns.
-            torch.cuda.synchronize(self.pages.device)
+        try:
+            self.order.arrived()
+            hidden_RD = self.model.forward(self.builder.build(step), self.pages)
+            drawn = self._draw(step.slices, hidden_RD)
+        finally:
+            # As soon as this returns, or raises, the step's pages may be read by a peer or be
+            # given to another sequence or a plane, and the batch's host buffer be written again.
+            self.order.publish()
         return StepResult(step, tuple(drawn), time.monotonic() - began)
 
     def _draw(self, slices: tuple[Slice, ...], hidden_RD: Tensor) -> list[Drawn]:

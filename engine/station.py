@@ -137,6 +137,7 @@ def open_station(
         layout=str(loaded.memory.layout),
         page_bytes=loaded.memory.layout.page_bytes,
         plane=plane.name,
+        checked=settings.kv_checked,
     )
     context = min(loaded.config.context_length, pool.page_count * settings.page_slots)
     description = _description(config, role, settings, loaded, compatibility, context, plane.path)

@@ -3,6 +3,7 @@
 from functools import partial
 
 from ..engine.station import Station, open_station
+from ..kvtransfer.digests import digests_for
 from ..kvtransfer.holder import Holder
 from ..kvtransfer.open import open_for_worker
 from ..kvtransfer.plane import Plane
@@ -33,6 +34,14 @@ def main(config: Config, name: str) -> int:
 def build(station: Station, plane: Plane) -> PrefillWorker:
     """The worker on its station."""
     settings, pool = station.settings, station.pool
+    holder = Holder(
+        pool,
+        station.mailbox,
+        plane,
+        station.compatibility,
+        settings.lease_seconds,
+        digests=digests_for(station.compatibility, station.loaded.memory.description),
+    )
     limit = int(pool.page_count * LEASED_SHARE)
     return PrefillWorker(
         Parts(
@@ -41,7 +50,7 @@ def build(station: Station, plane: Plane) -> PrefillWorker:
             station.loaded.engine,
             station.blocks,
             PrefillScheduler(station.blocks, settings.chunk_tokens, limit),
-            Holder(pool, station.mailbox, plane, station.compatibility, settings.lease_seconds),
+            holder,
             station.membership,
             station.pulse,
             station.context_length,

@@ -11,6 +11,7 @@ from ..engine.chunking import Blocks
 from ..engine.finish import finish_reason
 from ..engine.frames import Frames
 from ..engine.health import Pulse, Rates
+from ..engine.inquiry import absent
 from ..engine.sequence import Sequence
 from ..engine.step import Drawn, Engine, Slice, StepResult
 from ..kvtransfer.holder import Holder, Lease
@@ -22,6 +23,7 @@ from ..protocol.messages import (
     Failed,
     FirstTokens,
     Identify,
+    Inquire,
     Introduce,
     Message,
     Peer,
@@ -80,7 +82,7 @@ class PrefillWorker:
         if (result := self._engine.finished()) is not None:
             self._pulse.step_ended(result.error)
             self._commit(result, now)
-        due = self._holder.expire(now)
+        due = self._holder.turn(now)
         self._end_unwanted()
         if not self._engine.busy:
             step = self._alone.next_step() or self._scheduler.next_step(
@@ -125,8 +127,22 @@ class PrefillWorker:
                 self._holder.take(sender, message, now)
             case Identify():
                 self._membership.take(sender, message, self._state())
+            case Inquire():
+                self._answer(sender, message)
             case _:
                 pass  # a choice's cancel, or a word for another role
+
+    def _answer(self, sender: Peer, inquiry: Inquire) -> None:
+        """A prompt is here until it is computed and its reader has let go of it."""
+        here = {
+            (lease.prefill.request, lease.prefill.attempt) for lease in self._holder.leases.values()
+        }
+        for sequence in (*self._scheduler.waiting, *self._scheduler.started):
+            if not sequence.cancelled:
+                here.add((sequence.prefill.request, sequence.prefill.attempt))
+        unknown = absent(inquiry, lambda request, attempt, choice: (request, attempt) in here)
+        if unknown is not None:
+            self._transport.send(sender.endpoint, unknown)
 
     def _router_lost(self, endpoint: str) -> None:
         for sequence in [*self._scheduler.waiting, *self._scheduler.started]:

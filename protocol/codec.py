@@ -29,6 +29,10 @@ class CodecError(Exception):
     """These bytes are no message of this revision; the text says what is wrong with them."""
 
 
+class WrongRevision(CodecError):
+    """The sender speaks another revision of the protocol."""
+
+
 def encode_header(sender: Peer) -> bytes:
     """The first frame. It is the same for a sender's whole life, so encode it once."""
     header = MAGIC + REVISION.to_bytes(2, "big") + _encoder.encode(sender)
@@ -45,7 +49,10 @@ def decode_header(frame: bytes) -> Peer:
         raise CodecError("header does not begin as a Penstock message does")
     revision = int.from_bytes(frame[len(MAGIC) : PREFIX_BYTES], "big")
     if revision != REVISION:
-        raise CodecError(f"sender speaks revision {revision}, this process speaks {REVISION}")
+        raise WrongRevision(
+            f"sender speaks revision {revision}, this process speaks {REVISION}: "
+            "run one version of Penstock on all machines"
+        )
     try:
         return _peer_decoder.decode(frame[PREFIX_BYTES:])
     except _DECODE_FAULTS as fault:

@@ -72,6 +72,7 @@ class Router(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     idle_seconds: Seconds = 75.0
     failover_seconds: Seconds = 15.0  # how long a request waits for a worker to appear
     max_attempts: Positive = 8
+    request_seconds: Annotated[float, Meta(ge=0.0)] = 3600.0  # to a request's end; 0 = no limit
     drain_seconds: Seconds = 30.0
 
 
@@ -91,8 +92,10 @@ class Worker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kv_memory_mib: Count = 0  # 0 = a share of what is free
     chunk_tokens: Positive = 512
     max_batch: Positive = 64
-    kv_transport: Literal["auto", "nixl", "zmq", "shm"] = "auto"
+    kv_transport: Literal["auto", "nixl", "tcp", "zmq", "shm"] = "auto"
+    kv_checked: bool = False  # pages travel with a digest of their bytes (host memory only)
     lease_seconds: Seconds = 10.0
+    read_seconds: Seconds = 2.0  # a read of pages may take so long, and twice what is predicted
     beat_seconds: Annotated[float, Meta(gt=0.0, le=5.0)] = 0.25  # between two Status
     drain_seconds: Seconds = 30.0
 

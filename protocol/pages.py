@@ -248,17 +248,25 @@ class PagePool:
         free = set(self._free)
         assert len(free) == len(self._free), "a page is twice on the free list"
         for page, state in enumerate(self._state):
-            where = f"page {page} ({state.value})"
-            assert counts[page] == self._holders[page], f"{where}: holders do not add up"
-            assert (state is PageState.FREE) == (page in free), f"{where}: free list disagrees"
-            assert (state is PageState.CACHED) == (page in self._cached), f"{where}: cache list"
+            assert counts[page] == self._holders[page], f"{self._at(page)}: holders do not add up"
+            assert (state is PageState.FREE) == (page in free), (
+                f"{self._at(page)}: free list disagrees"
+            )
+            assert (state is PageState.CACHED) == (page in self._cached), (
+                f"{self._at(page)}: cache list"
+            )
             held = state in (PageState.OPEN, PageState.SEALED)
-            assert held == (counts[page] > 0), f"{where}: {counts[page]} holders"
+            assert held == (counts[page] > 0), f"{self._at(page)}: {counts[page]} holders"
             if state is PageState.OPEN:
-                assert counts[page] == 1, f"{where}: an open page has {counts[page]} holders"
+                assert counts[page] == 1, (
+                    f"{self._at(page)}: an open page has {counts[page]} holders"
+                )
             if state is PageState.QUARANTINED:
-                assert self._inbound[page] > 0, f"{where}: nothing can arrive"
+                assert self._inbound[page] > 0, f"{self._at(page)}: nothing can arrive"
             if self._hash[page] is not None:
-                assert self._by_hash[self._hash[page]] == page, f"{where}: hash index"  # type: ignore[index]
+                assert self._by_hash[self._hash[page]] == page, f"{self._at(page)}: hash index"  # type: ignore[index]
         quarantined = sum(state is PageState.QUARANTINED for state in self._state)
         assert quarantined == self.quarantined, "quarantine count"
+
+    def _at(self, page: int) -> str:
+        return f"page {page} ({self._state[page].value})"

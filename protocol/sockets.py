@@ -10,7 +10,7 @@ What the seam leaves open is settled so:
   breaks, that is a Disconnected, what was queued is dropped, and the next `send` tries anew;
 - after a Disconnected nothing sent before it reaches the process that answers there next;
 - a full queue is a Disconnected too, and is counted;
-- a message of an unknown sender, of another revision or of garbage is counted and dropped.
+- what cannot be read, or is of another revision, closes its connection (`reception.py`).
 
 A process that hangs while its machine lives still answers ZeroMQ's heartbeats (they come from
 its input/output thread): that a worker makes progress is told by its Status, not by the link.
@@ -27,22 +27,17 @@ from dataclasses import dataclass, field
 import zmq
 
 from . import codec
-from .addresses import (
-    AddressError,
-    format_endpoint,
-    is_loopback,
-    numeric_address,
-    parse_endpoint,
-)
+from .addresses import AddressError, format_endpoint, is_loopback, parse_endpoint
 from .clusterkey import ClusterKey
 from .gate import Gate
-from .link import HIGH_WATER_MARK, Link, LinkState, configure
+from .link import HIGH_WATER_MARK, Link, LinkState
 from .messages import Message, Peer
-from .seams import Arrival, Clock, Connected, Disconnected, Received, SystemClock
+from .reception import Counters, Reception
+from .seams import Arrival, Clock, Connected, Disconnected, SystemClock
 
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.25)  # between tries at a kept endpoint
-MAX_DRAIN = 2048  # messages per `receive`, so that a flood cannot hold the loop
-MAX_KNOWN_SENDERS = 4096
+STEADY_SECONDS = 1.0  # a connection that ends sooner was not wanted, and is tried less often
+HANGUPS_SAID = 4
 MAX_SOCKETS = 1 << 14  # a link takes three
 
 NEEDS_KEY = (
@@ -57,17 +52,6 @@ class MailboxError(Exception):
 
 
 @dataclass(slots=True)
-class Counters:
-    """What went through a mailbox since its start."""
-
-    sent: int = 0
-    received: int = 0
-    garbage: int = 0  # messages dropped because they could not be read
-    overflows: int = 0  # links given up because their queue was full
-    discarded: int = 0  # messages given up before they were handed to a connection
-
-
-@dataclass(slots=True)
 class _Destination:
     """One endpoint: its link, while there is one, and what waits for the link to come up."""
 
@@ -76,6 +60,8 @@ class _Destination:
     link: Link | None = None
     waiting: deque[bytes] = field(default_factory=deque)
     tries: int = 0
+    hangups: int = 0  # connections in a row that ended at once
+    up_at: float = 0.0
     retry_at: float = 0.0
 
 
@@ -108,21 +94,17 @@ class Mailbox:
         self._clock = clock or SystemClock()
         self._destinations: dict[str, _Destination] = {}
         self._local: list[Arrival] = []  # arrivals that came from no socket
-        self._more = False
-        self._senders: dict[bytes, Peer] = {}
-        self._complained: set[bytes] = set()
         self._extra: tuple[int, ...] = ()
         self._selector = selectors.DefaultSelector()
         self._context = zmq.Context()
         self._context.max_sockets = MAX_SOCKETS
         self._gate = Gate(self._context, key) if key is not None else None
-        self._inbox = self._open_inbox(host, port)
-        self._selector.register(self._inbox.fileno(), selectors.EVENT_READ)
+        self._reception = self._receive_at(host, port)
+        self._selector.register(self._reception.fileno(), selectors.EVENT_READ)
         if self._gate is not None:
             self._selector.register(self._gate.fileno(), selectors.EVENT_READ, self._gate)
-        bound = int(self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-        reach = advertise or host
-        self._me = Peer(name, new_incarnation(), format_endpoint(reach, bound))
+        endpoint = format_endpoint(advertise or host, self._reception.port)
+        self._me = Peer(name, new_incarnation(), endpoint)
         self._header = codec.encode_header(self._me)
 
     @property
@@ -172,12 +154,15 @@ class Mailbox:
                 key.data.progress()
         if self._destinations:
             self._retry(now)
-        return [*self._drain(), *events]
+        received = self._reception.drain()
+        if self._reception.more and self.on_urgent is not None:
+            self.on_urgent()
+        return [*received, *events]
 
     def wait(self, timeout_seconds: float, extra_filenos: Sequence[int] = ()) -> None:
         """Sleep until `receive` is due, one of `extra_filenos` is readable, or time is up."""
         self._watch_extra(tuple(extra_filenos))
-        if self._local or self._more:
+        if self._local or self._reception.more:
             return
         due = self.seconds_until_due()
         self._selector.select(timeout_seconds if due is None else min(due, timeout_seconds))
@@ -204,11 +189,22 @@ class Mailbox:
         for destination in self._destinations.values():
             self._close_link(destination, round(flush_seconds * 1000))
         self._destinations.clear()
-        self._inbox.close(0)
+        self._reception.close()
         if self._gate is not None:
             self._gate.close()
         self._selector.close()
         self._context.term()
+
+    def _receive_at(self, host: str, port: int) -> Reception:
+        try:
+            return Reception(self._context, host, port, self._key, self.counters)
+        except (zmq.ZMQError, OSError) as error:
+            self._selector.close()
+            self._context.destroy(0)
+            raise MailboxError(
+                f"cannot receive at {format_endpoint(host, port)}: {error}; "
+                "choose another host or port (port 0 takes a free one)"
+            ) from None
 
     # --- links ---------------------------------------------------------------------------------
 
@@ -263,18 +259,31 @@ class Mailbox:
         if after is before:
             return []
         if after is LinkState.UP:
-            return self._flush(destination, link)
+            return self._flush(destination, link, now)
         if link.refused and destination.tries in (0, len(RETRY_SECONDS)):
             log.warning("%s refuses us: another cluster key or protocol", destination.endpoint)
         if before is LinkState.CONNECTING and destination.kept:
             self._close_link(destination)  # nobody there yet: no news, and the queue is kept
             self._schedule(destination, now)
             return []
+        if before is LinkState.UP:
+            self._note_end(destination, now)
         self._lose(destination, now)
         return [Disconnected(destination.endpoint)]
 
-    def _flush(self, destination: _Destination, link: Link) -> list[Arrival]:
-        destination.tries = 0
+    def _note_end(self, destination: _Destination, now: float) -> None:
+        if now - destination.up_at >= STEADY_SECONDS:
+            destination.tries = destination.hangups = 0
+            return
+        destination.hangups += 1
+        if destination.hangups == HANGUPS_SAID:
+            log.warning(
+                "%s ends each connection at once: does it run another version of Penstock?",
+                destination.endpoint,
+            )
+
+    def _flush(self, destination: _Destination, link: Link, now: float) -> list[Arrival]:
+        destination.up_at = now
         while destination.waiting:
             if not link.send([self._header, destination.waiting.popleft()]):
                 self.counters.discarded += 1
@@ -319,70 +328,6 @@ class Mailbox:
         self._local.append(arrival)
         if self.on_urgent is not None:
             self.on_urgent()
-
-    # --- inbox ---------------------------------------------------------------------------------
-
-    def _open_inbox(self, host: str, port: int) -> zmq.Socket:
-        inbox = self._context.socket(zmq.ROUTER)
-        configure(inbox)
-        inbox.maxmsgsize = codec.MAX_BODY_BYTES
-        inbox.ipv6 = ":" in host
-        if self._key is not None:
-            inbox.curve_server = True
-            inbox.curve_publickey = self._key.public.encode()
-            inbox.curve_secretkey = self._key.secret.encode()
-            inbox.zap_domain = b"penstock"
-        try:
-            inbox.bind(format_endpoint(numeric_address(host), port))
-        except (zmq.ZMQError, OSError) as error:
-            self._selector.close()
-            self._context.destroy(0)
-            raise MailboxError(
-                f"cannot receive at {format_endpoint(host, port)}: {error}; "
-                "choose another host or port (port 0 takes a free one)"
-            ) from None
-        return inbox
-
-    def _drain(self) -> list[Received]:
-        """Read until the inbox is empty: its descriptor is signalled once, and not again while
-        something is left."""
-        received: list[Received] = []
-        self._more = False
-        for _ in range(MAX_DRAIN):
-            try:
-                routing = self._inbox.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return received
-            header = self._inbox.recv(copy=False)
-            frames = self._inbox.recv_multipart() if header.more else []
-            try:
-                if len(frames) != 1:
-                    raise codec.CodecError(f"{len(frames) + 1} frames instead of 2")
-                sender = self._senders.get(header.bytes) or self._meet(header.bytes)
-                received.append(Received(sender, codec.decode(frames[0])))
-                self.counters.received += 1
-            except codec.CodecError as error:
-                self._complain(routing, header, error)
-        self._more = True
-        if self.on_urgent is not None:
-            self.on_urgent()
-        return received
-
-    def _meet(self, header: bytes) -> Peer:
-        peer = codec.decode_header(header)
-        if len(self._senders) >= MAX_KNOWN_SENDERS:
-            self._senders.clear()
-        self._senders[header] = peer
-        return peer
-
-    def _complain(self, routing: bytes, header: zmq.Frame, error: codec.CodecError) -> None:
-        self.counters.garbage += 1
-        if routing in self._complained:
-            return
-        if len(self._complained) >= MAX_KNOWN_SENDERS:
-            self._complained.clear()
-        self._complained.add(routing)
-        log.warning("dropping messages from %s: %s", header.get("Peer-Address"), error)
 
     def _watch_extra(self, filenos: tuple[int, ...]) -> None:
         if filenos == self._extra:

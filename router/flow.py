@@ -9,6 +9,7 @@ position) is accepted once; a second word that differs is counted as an alarm.
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 
 from ..protocol.messages import (
     Admitted,
@@ -17,17 +18,18 @@ from ..protocol.messages import (
     FinishReason,
     Message,
     Peer,
-    Prefill,
     PromptReport,
     TokenLogprobs,
     Tokens,
+    Unknown,
 )
 from ..protocol.seams import Transport
 from .fleet import Fleet
 from .flow_numbers import FlowCounters, FlowSettings
-from .placement import Entry, InFlight, Phase, Placement, Progress
+from .placement import Entry, InFlight, Phase, Placement, Progress, rows_of
 from .places import Places
 from .request import Listener, Refusal, Stages, Submission
+from .silence import Finding, Silence
 
 REMEMBERED_STAGES = 4096
 
@@ -50,6 +52,7 @@ class Flow:
         self._next_id = first_id
         self.counters = FlowCounters()
         self._places = Places(fleet, settings, self.counters)
+        self._silence = Silence(settings.inquire_seconds, self.counters)
         self.leaving = False  # told to stop: what loses its worker now ends at once
         self.in_flight: dict[int, InFlight] = {}
         self._stages: OrderedDict[int, Stages] = OrderedDict()
@@ -65,10 +68,12 @@ class Flow:
             submission,
             listener,
             [Progress() for _ in range(submission.choices)],
+            began=self._now(),
         )
         request.unplaced = [tuple(range(submission.choices))]
-        if not self._place(request) and not self._just_lost():
-            raise Refusal(503, self._why_none(), retry_after=1.0)
+        waits = self._places.just_lost(self._now()) and not self.leaving
+        if not self._place(request) and not waits:
+            raise Refusal(503, self._places.why_none(), retry_after=1.0)
         self.in_flight[request.id] = request
         return request.id
 
@@ -97,14 +102,9 @@ class Flow:
 
     def tokens(self, sender: Peer, frame: Tokens) -> None:
         """One step's tokens of one worker."""
-        count = len(frame.requests)
-        logprobs = frame.logprobs or [None] * count
-        columns = (frame.attempts, frame.choices, frame.positions, frame.token_ids, frame.finish)
-        if any(len(column) != count for column in (*columns, logprobs)):
-            raise ValueError(f"{sender.name} sent a frame whose columns differ in length")
+        rows, now = rows_of(sender, frame), self._now()
         for report in frame.firsts:
-            self._report(sender, report)
-        rows = zip(frame.requests, *columns, logprobs, strict=True)
+            self._report(report, now)
         for request, attempt, choice, position, token_id, finish, logprob in rows:
             flight = self.in_flight.get(request)
             placement = flight.placements.get(attempt) if flight is not None else None
@@ -118,6 +118,7 @@ class Flow:
                     self._send(sender.endpoint, Cancel(request, attempt, choice))
                 continue
             progress = flight.progress[choice]
+            progress.heard = now
             expected = flight.prompt_length + len(progress.emitted)
             if position == expected and flight.reported and not progress.early:
                 self._give(flight, progress, choice, token_id, logprob, finish)
@@ -137,11 +138,13 @@ class Flow:
         flight.stages = replace(
             flight.stages, transfer=message.transfer_seconds, admission_wait=message.wait_seconds
         )
-        flight.admitted_at = self._now()
+        flight.admitted_at = now = self._now()
+        flight.cached_tokens = message.cached_tokens
+        flight.heard(placement, now)
         if placement.phase is Phase.PREFILLING:
             self._decoding(flight, placement)
         if placement.route.prefill not in self._fleet.workers:
-            self._report_lost(flight, placement, message.cached_tokens)
+            self._report_lost(flight, placement)
 
     def failed(self, sender: Peer, message: Failed) -> None:
         """A worker could not go on with an attempt."""
@@ -164,15 +167,32 @@ class Flow:
                 if placement.depends_on(endpoint):
                     self._place_again(flight, placement)
                 elif endpoint == placement.route.prefill and not flight.reported:
-                    self._report_lost(flight, placement, 0)
+                    self._report_lost(flight, placement)
+
+    def unknown(self, sender: Peer, message: Unknown) -> None:
+        """A worker does not have what it was asked for."""
+        for found in self._silence.unknown(self.in_flight, sender, message):
+            self._place_again(found.flight, found.placement, found.choices)
 
     def tick(self, now: float) -> None:
-        """Place what waits for a worker; end what waited too long."""
+        """Place what waits for a worker; ask for what is silent; end what waited too long."""
+        limit = self._settings.request_seconds or float("inf")
+        for flight in [*takewhile(lambda one: now - one.began >= limit, self.in_flight.values())]:
+            self.counters.overdue += 1
+            self._fail(flight, 504, f"the request did not end within request_seconds = {limit:g}")
+        self._place_waiting(now)
+        findings = self._silence.look(self.in_flight, now)
+        for endpoint, inquiry in findings.inquiries.items():
+            self._send(endpoint, inquiry)
+        for found in findings.gaps:
+            self._mend(found)
+
+    def _place_waiting(self, now: float) -> None:
         for flight in [one for one in self.in_flight.values() if one.unplaced]:
             patience = 0.0 if self.leaving else self._settings.failover_seconds
             limit = flight.unplaced_since + patience
             if not self._place(flight) and now >= limit:
-                self._fail(flight, 503, self._why_none())
+                self._fail(flight, 503, self._places.why_none())
 
     # --- placing -------------------------------------------------------------------------------
 
@@ -201,41 +221,35 @@ class Flow:
             flight.attempts += 1
             flight.hashes.clear()
             for choice in group:
-                flight.progress[choice].tries += 1
+                flight.progress[choice].placed(self._now())
             placement = Placement(flight.attempts, set(group), route)
             flight.placements[placement.attempt] = placement
             self._places.book(flight, placement, len(token_ids))
-            remote = route.decode if route.kind == "remote" else ""
-            submission = flight.submission
-            self._send(
-                route.prefill,
-                Prefill(
-                    flight.id,
-                    placement.attempt,
-                    self._transport.me,
-                    submission.model,
-                    submission.cache_salt,
-                    token_ids,
-                    flight.prompt_length,
-                    list(group),
-                    submission.sampling,
-                    remote,
-                ),
-            )
+            message = flight.prefill(placement, self._transport.me, token_ids)
+            self._send(route.prefill, message)
         flight.unplaced_since = 0.0
         return True
 
-    def _place_again(self, flight: InFlight, placement: Placement) -> None:
+    def _place_again(
+        self, flight: InFlight, placement: Placement, only: set[int] | None = None
+    ) -> None:
+        """Its open choices, or `only` those of them, go on elsewhere."""
         if flight.placements.get(placement.attempt) is not placement:
             return  # the request has ended meanwhile
-        self._cancel_everywhere(flight, placement)
-        self._remove(flight, placement, Phase.GONE)
-        self.counters.replaced += len(placement.choices)
-        tries = max(flight.progress[choice].tries for choice in placement.choices)
+        choices = placement.choices if only is None else placement.choices & only
+        if choices == placement.choices:
+            self._cancel_everywhere(flight, placement)
+            self._remove(flight, placement, Phase.GONE)
+        else:
+            placement.choices -= choices
+            for choice in sorted(choices):
+                self._send(placement.route.decode, Cancel(flight.id, placement.attempt, choice))
+        self.counters.replaced += len(choices)
+        tries = max((flight.progress[choice].tries for choice in choices), default=0)
         if tries >= self._settings.max_attempts:
             self._fail(flight, 503, f"{tries} attempts to answer it failed")
             return
-        flight.unplaced += flight.regroup(placement.choices)
+        flight.unplaced += flight.regroup(choices)
         self._place(flight)
 
     def _cancel_everywhere(self, flight: InFlight, placement: Placement) -> None:
@@ -256,11 +270,12 @@ class Flow:
         if placement.route.prefill != placement.route.decode:
             self._places.unbook(flight, placement, placement.route.prefill)
 
-    def _report(self, sender: Peer, report: PromptReport) -> None:
+    def _report(self, report: PromptReport, now: float) -> None:
         flight = self.in_flight.get(report.request)
         placement = flight.placements.get(report.attempt) if flight is not None else None
         if flight is None or placement is None:
             return
+        flight.heard(placement, now)
         self._places.computed(flight, placement)
         if not flight.reported:
             flight.stages = replace(
@@ -268,16 +283,24 @@ class Flow:
             )
             self._give_report(flight, report)
 
-    def _report_lost(self, flight: InFlight, placement: Placement, cached_tokens: int) -> None:
-        """The prefill worker died after the hand-over and before its own word arrived."""
+    def _report_lost(self, flight: InFlight, placement: Placement) -> None:
+        """The prompt is computed, and the word that says so will not come any more."""
         if flight.reported:
             return
         if flight.submission.sampling.prompt_logprobs >= 0:
             self._place_again(flight, placement)  # nobody else knows the prompt's scores
             return
-        self._give_report(
-            flight, PromptReport(flight.id, placement.attempt, cached_tokens, -1.0, -1.0)
-        )
+        attempt, cached = placement.attempt, flight.cached_tokens
+        self._give_report(flight, PromptReport(flight.id, attempt, cached, -1.0, -1.0))
+
+    def _mend(self, found: Finding) -> None:
+        """Words wait for an earlier one that was lost: a first token's, or the prompt's report."""
+        flight, progresses = found.flight, found.flight.progress
+        first = flight.prompt_length
+        if not flight.reported and any(first in progresses[one].early for one in found.choices):
+            self._report_lost(flight, found.placement)
+        else:
+            self._place_again(flight, found.placement, found.choices)
 
     def _give_report(self, flight: InFlight, report: PromptReport) -> None:
         flight.reported = True
@@ -370,15 +393,3 @@ class Flow:
 
     def _send(self, endpoint: str, message: Message) -> None:
         self._transport.send(endpoint, message)
-
-    def _just_lost(self) -> bool:
-        """A worker left a moment ago and is probably being started again: worth waiting for."""
-        since = self._now() - self._fleet.last_loss
-        return since < self._settings.failover_seconds and not self.leaving
-
-    def _why_none(self) -> str:
-        """Why no worker can take a request now."""
-        workers = self._fleet.workers.values()
-        roles = sorted({one.role for one in workers if one.usable})
-        have = f"only {' and '.join(roles)} workers are usable" if roles else "no worker is usable"
-        return f"no route: {have}; a prefill and a decode worker (or an aggregated one) are needed"

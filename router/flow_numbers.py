@@ -19,6 +19,9 @@ class FlowCounters:
     pulled_bytes: int = 0
     pulled_pages: int = 0
     skipped_pages: int = 0
+    inquired: int = 0  # choices asked for, as nothing was heard of them
+    unknown: int = 0  # answers that a worker does not have one
+    overdue: int = 0  # requests ended by request_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +29,5 @@ class FlowSettings:
     local_prefill_tokens: int = 512
     failover_seconds: float = 15.0  # how long a request waits for a worker to appear
     max_attempts: int = 8
+    inquire_seconds: float = 5.0  # silence of a choice after which its workers are asked for it
+    request_seconds: float = 3600.0  # a request that has not ended by then fails; 0 = never

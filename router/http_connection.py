@@ -135,6 +135,7 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._stage = Stage.DEAF
         self._waiting.clear()
+        self._outgoing.drop()
         self._server.left(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:

@@ -49,3 +49,7 @@ class Outgoing:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             self._write(data)
+
+    def drop(self) -> None:
+        """The connection is lost: a write would raise, and cost the others of this turn theirs."""
+        self._pieces.clear()

@@ -12,6 +12,7 @@ from ..protocol.messages import (
     Peer,
     Status,
     Tokens,
+    Unknown,
 )
 from ..protocol.seams import Arrival, Connected, Disconnected, Received, Transport
 from .fleet import Fleet
@@ -74,6 +75,8 @@ class Inbox:
             case Failed():
                 log.warning("%s: request %d: %s", sender.name, message.request, message.reason)
                 self._flow.failed(sender, message)
+            case Unknown():
+                self._flow.unknown(sender, message)
             case Status():
                 if self._fleet.status(sender, message, now):
                     log.error("%s is stuck: %s", sender.name, message.stuck)

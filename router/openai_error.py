@@ -15,6 +15,7 @@ TYPES = {
     499: "client_closed_request",
     501: "not_implemented_error",
     503: "service_unavailable_error",
+    504: "timeout_error",
 }
 
 

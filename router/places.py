@@ -69,6 +69,18 @@ class Places:
         if worker is not None:
             worker.bookings.pop((flight.id, placement.attempt), None)
 
+    def just_lost(self, now: float) -> bool:
+        """A worker left a moment ago and is probably being started again: worth waiting for."""
+        return now - self._fleet.last_loss < self._settings.failover_seconds
+
+    def why_none(self) -> str:
+        """Why no worker can take a request now."""
+        workers = self._fleet.workers.values()
+        roles = sorted({one.role for one in workers if one.usable})
+        have = f"only {' and '.join(roles)} workers are usable" if roles else "no worker is usable"
+        need = "a prefill and a decode worker (or an aggregated one) are needed"
+        return f"no route: {have}; {need}"
+
     def _demand(self, flight: InFlight, choice: int, token_ids: list[int]) -> Demand:
         sampling, prompt = flight.submission.sampling, flight.prompt_length
         left = sampling.max_tokens - (len(token_ids) - prompt)

@@ -56,7 +56,10 @@ class RouterProcess:
             self._mailbox,
             self._fleet,
             FlowSettings(
-                settings.local_prefill_tokens, settings.failover_seconds, settings.max_attempts
+                settings.local_prefill_tokens,
+                settings.failover_seconds,
+                settings.max_attempts,
+                request_seconds=settings.request_seconds,
             ),
             self._clock.now,
             first_id=secrets.randbits(42) << 20,  # ids of two routers do not meet

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 import zmq
 
-from penstock.protocol import codec, link, sockets
+from penstock.protocol import link, reception, sockets
 from penstock.protocol.addresses import parse_endpoint
 from penstock.protocol.clusterkey import ClusterKey, write_key
 from penstock.protocol.messages import Cancel, Drain, Identify, LeaseEnded, Peer, Refused
@@ -143,7 +143,7 @@ def test_each_start_has_its_own_incarnation(open_mailbox: Open) -> None:
 def test_a_flood_is_taken_in_parts_and_nothing_is_left(
     open_mailbox: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "MAX_DRAIN", 7)
+    monkeypatch.setattr(reception, "MAX_DRAIN", 7)
     a, b = open_mailbox("a"), open_mailbox("b")
     for attempt in range(50):
         a.send(b.me.endpoint, Cancel(1, attempt))
@@ -314,36 +314,6 @@ def test_wait_returns_for_the_callers_descriptor(open_mailbox: Open) -> None:
     a.wait(0.0, [])
     os.close(readable)
     os.close(writable)
-
-
-def raw_dealer(context: zmq.Context, endpoint: str) -> zmq.Socket:
-    dealer = context.socket(zmq.DEALER)
-    dealer.linger = 0
-    dealer.connect(endpoint)
-    return dealer
-
-
-def test_garbage_is_counted_said_once_and_dropped(
-    open_mailbox: Open, caplog: pytest.LogCaptureFixture
-) -> None:
-    a, good = open_mailbox("a"), open_mailbox("good")
-    header = codec.encode_header(Peer("x", 1, "tcp://127.0.0.1:1"))
-    newer = header[:4] + (codec.REVISION + 1).to_bytes(2, "big") + header[6:]
-    body = codec.encode(Identify())
-    bad = [[b""], [b"x", b"y"], [header], [header, b"\xc1"], [newer, body], [header, body, body]]
-    with zmq.Context() as context:
-        dealer = raw_dealer(context, a.me.endpoint)
-        for frames in bad:
-            dealer.send_multipart(frames)
-        dealer.send_multipart([header, body])
-        seen = until(a, is_kind(Received))
-        dealer.close(0)
-    assert words(seen) == [Identify()]
-    assert a.counters.garbage == len(bad)
-    assert len([r for r in caplog.records if "127.0.0.1" in r.message]) == 1
-    good.send(a.me.endpoint, Drain())
-    until(good, is_kind(Connected))
-    until(a, is_message(Drain()))
 
 
 def test_the_same_key_meets_and_another_is_refused(

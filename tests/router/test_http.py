@@ -288,6 +288,30 @@ def test_a_client_that_leaves_is_noticed_once():
     run(scenario())
 
 
+def test_a_client_lost_with_bytes_on_their_way_costs_the_others_nothing():
+    """Its connection goes after its bytes were queued and before the turn's end writes them."""
+
+    async def scenario():
+        async with serving() as (site, server):
+            leaving, staying = await connect(server), await connect(server)
+            for client in (leaving, staying):
+                client.send(get("/later"))
+                await site.asked.wait()
+                site.asked.clear()
+            lost, kept = site.later
+            for connection in list(server.connections):
+                if connection._exchange is lost:
+                    connection.abort()  # connection_lost is called before the turn ends
+            for exchange in (lost, kept):
+                exchange.start_stream()
+                exchange.write(b"a token")
+            await site.left.wait()
+            kept.end()
+            assert (await staying.reply()).body == b"a token"
+
+    run(scenario())
+
+
 def test_a_reader_that_stalls_is_given_up():
     async def scenario():
         async with serving(Limits(stalled_seconds=0.05)) as (site, server):
