@@ -5,7 +5,7 @@ import mmap
 import os
 import secrets
 
-from ..protocol.memory import PageMemory
+from ..protocol.memory import PageMemory, sealed_file
 from .targets import generations_view, page_bytes_view
 
 
@@ -13,9 +13,9 @@ class HostMemory:
     """Owns the file and its mapping. `pages` and `generations` are views to write through."""
 
     def __init__(self, page_bytes: int, page_count: int) -> None:
-        self._file = os.memfd_create(f"penstock-{secrets.token_hex(4)}")
         offset = -(-page_count * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.ftruncate(self._file, offset + page_bytes * page_count)
+        size = offset + page_bytes * page_count
+        self._file = sealed_file(f"penstock-{secrets.token_hex(4)}", size)
         self._map = mmap.mmap(self._file, 0)
         base = _address(self._map)
         self.memory = PageMemory(

@@ -1,20 +1,20 @@
 """One hand-over on its way into a worker, and what the worker can give to it. Pure."""
 
 from dataclasses import dataclass, field
-from enum import Enum
 
-from ..protocol.messages import FirstTokens, Handoff, Peer, Published
+from ..protocol.messages import FirstTokens, Handoff, Peer
 from .moves import Event, ReadState
 
-SLOWEST_BYTES_PER_SECOND = 50e6  # a read slower than this is given up
 
+@dataclass(frozen=True, slots=True)
+class OpenRead:
+    """Blocks start..end on their way; given up after `limit`."""
 
-class Way(Enum):
-    """What is known of the way to a holder."""
-
-    INTRODUCED = "introduced"
-    OPEN = "open"
-    REFUSED = "refused"
+    start: int
+    end: int
+    size: int  # bytes
+    posted: float
+    limit: float
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,10 @@ class Incoming:
     asked: int = 0
     remote_pages: list[int] = field(default_factory=list)
     generations: list[int] = field(default_factory=list)
-    reads: dict[int, tuple[int, int, float]] = field(default_factory=dict)  # ticket: from,to,by
+    said_hashes: list[bytes] = field(default_factory=list)  # what the holder says these blocks are
+    digests: list[int] = field(default_factory=list)  # checked mode: of these blocks' bytes
+    vetted: int = 0  # said_hashes[:vetted] are this prompt's
+    reads: dict[int, OpenRead] = field(default_factory=dict)  # by ticket
     first_tokens: FirstTokens | None = None
     reserved: float = 0.0
     progressed: float = 0.0  # when something last came of it
@@ -83,15 +86,6 @@ class ReaderSettings:
     page_slots: int
     page_bytes: int
     renew_every: float = 2.5
-    read_seconds: float = 10.0
+    read_seconds: float = 2.0  # a read may take so long, and twice what is predicted
     waiting_seconds: float = 60.0
-
-
-def well_formed(message: Published) -> bool:
-    """Do the lists of one publication belong together?"""
-    first = message.first_tokens
-    if first is not None:
-        columns = (first.choices, first.token_ids, first.finish, first.logprobs)
-        if len({len(column) for column in columns}) > 1:
-            return False
-    return len(message.pages) == len(message.generations)
+    vocabulary: int = 1 << 31  # token ids are below this

@@ -12,7 +12,7 @@ from .host_memory import HostMemory
 from .plane import Plane, PlaneError, PlaneSettings
 from .targets import page_bytes_view
 
-CHOICES = ("auto", "nixl", "zmq", "shm")
+CHOICES = ("auto", "nixl", "tcp", "zmq", "shm")
 PROBE_SECONDS = 10.0  # on a loaded machine the first connection alone was seen to take one
 
 
@@ -26,6 +26,10 @@ def open_plane(choice: str, settings: PlaneSettings) -> Plane:
             from .nixl_plane import NixlPlane
 
             return NixlPlane(settings)
+        case "tcp":
+            from .tcp_plane import TcpPlane
+
+            return TcpPlane(settings)
         case "zmq":
             from .zmq_plane import ZmqPlane
 
@@ -48,18 +52,27 @@ def open_for_worker(
 
 
 def _probe(settings: PlaneSettings) -> Plane:
-    from .zmq_plane import ZmqPlane
-
     try:
         plane = open_plane("nixl", settings)
     except PlaneError as error:
-        return ZmqPlane(settings, note=f"auto: nixl not taken, {error}")
+        return _instead(settings, f"auto: nixl not taken, {error}")
     try:
         _read_back(plane, settings.memory)
     except PlaneError as error:
         plane.close()
-        return ZmqPlane(settings, note=f"auto: nixl not taken, {error}")
+        return _instead(settings, f"auto: nixl not taken, {error}")
     return plane
+
+
+def _instead(settings: PlaneSettings, note: str) -> Plane:
+    """Without keys the faster plane; with keys the one that encrypts."""
+    if settings.curve is None:
+        from .tcp_plane import TcpPlane
+
+        return TcpPlane(settings, note)
+    from .zmq_plane import ZmqPlane
+
+    return ZmqPlane(settings, note)
 
 
 def _read_back(plane: Plane, memory: PageMemory) -> None:

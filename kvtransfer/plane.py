@@ -26,6 +26,10 @@ class PlaneError(Exception):
     """A plane could not do what was asked; the text says what and what would work."""
 
 
+class OutsidePool(PlaneError):
+    """A remote page that the peer does not have: whoever named it is wrong or lies."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The end of one read. `failed` is "" or the reason; generations are in the order asked."""
@@ -41,7 +45,7 @@ class Plane(Protocol):
 
     @property
     def name(self) -> str:
-        """nixl, zmq or shm: what --kv-transport names."""
+        """nixl, tcp, zmq or shm: what --kv-transport names."""
         ...
 
     @property

@@ -1,16 +1,20 @@
 """The reader's end of hand-overs: reserve pages, pull what is missing, check, take over.
 
 Pure: acts only through the pool, the transport and the plane it was given; `now` is an argument.
-One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`. A pulled block
-counts only if the generation read after its data is the published one.
+One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`.
+
+Before a block is read, what it holds must be what this prompt hashes to. A pulled block counts only
+if the generation read after its data is the published one and, in checked mode, if its bytes have
+the published digest.
 """
+
+from collections import Counter
 
 from ..protocol import blockhash
 from ..protocol.messages import (
     Agent,
     Compatibility,
     Handoff,
-    Introduce,
     LeaseEnded,
     Peer,
     Published,
@@ -20,17 +24,21 @@ from ..protocol.messages import (
 )
 from ..protocol.pages import PagePool
 from ..protocol.seams import Transport
-from .incoming import (
-    SLOWEST_BYTES_PER_SECOND,
-    Allowance,
-    Incoming,
-    Lost,
-    ReaderSettings,
-    Way,
-    well_formed,
-)
+from .digests import Digests, digest_queue
+from .incoming import Allowance, Incoming, Lost, OpenRead, ReaderSettings
 from .moves import Event, Moves, ReadState
-from .plane import Completion, Plane, PlaneError
+from .pace import Paces
+from .plane import STALE, Completion, OutsidePool, Plane, PlaneError
+from .ways import Ways
+from .words import (
+    MOST_RENEWED,
+    Fault,
+    Offence,
+    Refusals,
+    foreign_block,
+    objection_to_handoff,
+    objection_to_published,
+)
 
 
 class Reader:
@@ -44,7 +52,9 @@ class Reader:
         compatibility: Compatibility,
         settings: ReaderSettings,
         moves: Moves | None = None,
+        digests: Digests | None = None,
     ):
+        """`digests` belongs to checked mode, and to no other."""
         self._pool = pool
         self._transport = transport
         self._plane = plane
@@ -52,7 +62,10 @@ class Reader:
         self._settings = settings
         self.moves = moves or Moves()
         self.incoming: dict[tuple[str, int], Incoming] = {}  # by holder endpoint and lease
-        self._ways: dict[str, tuple[int, Way, str]] = {}  # endpoint: incarnation, way, reason
+        self._ways = Ways(transport, plane, compatibility)
+        self._paces = Paces()
+        self._unchecked = digest_queue(compatibility, digests)
+        self._refusals = Refusals()
         self._by_ticket: dict[int, Incoming] = {}
         self._unquiet: set[int] = set()
         self._renew_at = 0.0
@@ -60,6 +73,11 @@ class Reader:
         self.complete: list[Incoming] = []  # taken by the server
         self.lost: list[Lost] = []  # taken by the server
         self.bytes_read = 0
+
+    @property
+    def refused_words(self) -> Counter[str]:
+        """How many words were refused, by reason."""
+        return self._refusals.counts
 
     @property
     def waiting(self) -> list[Incoming]:
@@ -80,24 +98,45 @@ class Reader:
             case Handoff():
                 self._handed(sender, message, now)
             case Published(lease):
-                incoming = self.incoming.get((sender.endpoint, lease))
-                if incoming is not None:
+                if (incoming := self._incoming_of(sender, lease)) is not None:
                     self._published(incoming, message, now)
             case Agent(theirs, metadata):
-                self._meet(sender, theirs, metadata)
+                if self._answers(sender) and self._ways.waits(sender.endpoint):
+                    if reason := self._ways.answered(sender, theirs, metadata):
+                        self._lose_all(sender.endpoint, Event.REFUSED, reason)
             case Refused(reason):
-                self._ways[sender.endpoint] = (sender.incarnation, Way.REFUSED, reason)
-                self._lose_all(sender.endpoint, Event.REFUSED, reason)
+                if self._answers(sender) and self._ways.waits(sender.endpoint):
+                    self._ways.refuse(sender)
+                    self._refusals.add(sender, (Offence.MISFIT, reason))
+                    self._lose_all(sender.endpoint, Event.REFUSED, reason)
             case LeaseEnded(lease, reason):
-                incoming = self.incoming.get((sender.endpoint, lease))
-                if incoming is not None:
+                if (incoming := self._incoming_of(sender, lease)) is not None:
                     self._lose(incoming, Event.EXPIRED, reason)
+
+    def _incoming_of(self, sender: Peer, lease: int) -> Incoming | None:
+        """The hand-over, if this sender is its holder: a reference is no permission by itself."""
+        incoming = self.incoming.get((sender.endpoint, lease))
+        if incoming is None:
+            # Late words of ended hand-overs are no offence; those of another's are.
+            if any(lease == one for _, one in self.incoming):
+                fault = Offence.FOREIGN_LEASE, f"lease {lease} is another holder's"
+                self._refusals.add(sender, fault)
+        elif incoming.holder.incarnation != sender.incarnation:
+            fault = Offence.PAST_INCARNATION, f"lease {lease} is another incarnation's"
+            self._refusals.add(sender, fault)
+            return None
+        return incoming
+
+    def _answers(self, sender: Peer) -> bool:
+        """Does this sender answer an introduction of ours?"""
+        if (fault := self._ways.objection(sender)) is not None:
+            self._refusals.add(sender, fault)
+        return fault is None
 
     def holder_lost(self, endpoint: str) -> None:
         """A holder's process or link is gone."""
-        if endpoint in self._ways:
-            del self._ways[endpoint]
-            self._plane.remove_peer(endpoint)
+        self._ways.lose(endpoint)
+        self._paces.forget(endpoint)
         self._lose_all(endpoint, Event.PEER_LOST, f"the link to {endpoint} broke")
 
     def cancel(self, request: int, attempt: int) -> None:
@@ -115,8 +154,9 @@ class Reader:
         return min((one.arrived for one in self.waiting), default=float("inf"))
 
     def turn(self, allowance: Allowance, now: float) -> float:
-        """Admit, post, collect, renew. Returns when to look again."""
+        """Admit, post, collect, check, renew. Returns when to look again."""
         self._collect(now)
+        self._check(now)
         for ticket in [ticket for ticket in self._unquiet if self._plane.quiet(ticket)]:
             self._unquiet.discard(ticket)
             self._pool.quiet(("read", ticket))
@@ -129,11 +169,27 @@ class Reader:
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + self._settings.renew_every
+        if self._unchecked is not None and self._unchecked.busy:
+            return now
         return self._renew_at if self.incoming else float("inf")
 
     def _collect(self, now: float) -> None:
         for completion in self._plane.progress():
             self._completed(completion, now)
+
+    def _check(self, now: float) -> None:
+        """Checked mode: the bytes that came must be those that were published."""
+        if self._unchecked is None:
+            return
+        for incoming, block, digest in self._unchecked.turn():
+            if incoming.state is not ReadState.PULLING:
+                continue  # lost by an earlier block of this turn
+            incoming.progressed = now
+            if digest == incoming.digests[block]:
+                self._arrived(incoming, block, block + 1)
+            else:
+                reason = f"block {block} is corrupt: its bytes are not those that were published"
+                self._lose(incoming, Event.CORRUPT, reason)
 
     def _admit(self, allowance: Allowance, now: float) -> None:
         """First come, first served: a large prompt at the head is not overtaken for ever."""
@@ -167,35 +223,52 @@ class Reader:
                 self._lose(incoming, Event.TIMED_OUT, "no pages became free in time")
         elif incoming.state is ReadState.PULLING:
             self._post(incoming, now)
-            if any(by < now for _, _, by in incoming.reads.values()):
+            if any(read.limit < now for read in incoming.reads.values()):
+                self._paces.late(incoming.holder.endpoint)
                 self._lose(incoming, Event.TIMED_OUT, Event.TIMED_OUT.value)
-            elif incoming.state is ReadState.PULLING and incoming.all_read:
+            elif incoming.state is not ReadState.PULLING or self._being_checked(incoming):
+                return
+            elif incoming.all_read:
                 self._finish(incoming, now)
             elif not incoming.reads and now - incoming.progressed > self._settings.waiting_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "the holder published nothing for too long")
 
+    def _being_checked(self, incoming: Incoming) -> bool:
+        return self._unchecked is not None and self._unchecked.waits(incoming)
+
     def _post(self, incoming: Incoming, now: float) -> None:
-        known = min(len(incoming.remote_pages), incoming.total)
-        way = self._ways.get(incoming.holder.endpoint)
-        if incoming.asked >= known or way is None or way[1] is not Way.OPEN:
+        endpoint = incoming.holder.endpoint
+        known = len(incoming.remote_pages)
+        if incoming.asked >= known or not self._ways.is_open(endpoint) or not self._vet(incoming):
             return
         start, incoming.asked = incoming.asked, known
         local = incoming.pages[start:known]
         try:
             ticket = self._plane.read(
-                incoming.holder.endpoint,
+                endpoint,
                 incoming.remote_pages[start:known],
                 local,
                 incoming.generations[start:known],
             )
+        except OutsidePool as error:
+            self._object(incoming, (Offence.OUT_OF_RANGE, str(error)))
+            return
         except PlaneError as error:
             self._lose(incoming, Event.READ_FAILED, str(error))
             return
         self._pool.expect(("read", ticket), local)
         self._by_ticket[ticket] = incoming
         size = (known - start) * self._settings.page_bytes
-        limit = now + self._settings.read_seconds + size / SLOWEST_BYTES_PER_SECOND
-        incoming.reads[ticket] = (start, known, limit)
+        limit = now + self._settings.read_seconds + self._paces.begun(endpoint, size)
+        incoming.reads[ticket] = OpenRead(start, known, size, now, limit)
+
+    def _vet(self, incoming: Incoming) -> bool:
+        """Is every block published so far one of this prompt? Asked once the two workers are known
+        to fit: otherwise that is the reason to give."""
+        fault = foreign_block(incoming)
+        if fault is not None:
+            self._object(incoming, fault)
+        return fault is None
 
     def _completed(self, completion: Completion, now: float) -> None:
         incoming = self._by_ticket.pop(completion.ticket, None)
@@ -205,17 +278,23 @@ class Reader:
             self._pool.quiet(("read", completion.ticket))
         else:
             self._unquiet.add(completion.ticket)
-        start, end, _ = incoming.reads.pop(completion.ticket, (0, 0, 0.0))
-        if incoming.state is not ReadState.PULLING:
+        read = incoming.reads.pop(completion.ticket, None)
+        if read is None:
             return  # ended before; only the quiet above mattered
-        if completion.failed or not completion.quiet:
+        good = completion.quiet and not completion.failed
+        seconds = now - read.posted if good else 0.0
+        self._paces.ended(incoming.holder.endpoint, read.size, seconds)
+        stale = list(completion.generations) != incoming.generations[read.start : read.end]
+        if completion.failed == STALE or good and stale:
+            self._lose(incoming, Event.STALE, Event.STALE.value)
+        elif not good:
             reason = completion.failed or "the plane does not say that it has ended"
             self._lose(incoming, Event.READ_FAILED, reason)
-        elif list(completion.generations) != incoming.generations[start:end]:
-            self._lose(incoming, Event.STALE, Event.STALE.value)
-        else:
+        elif self._unchecked is None:
             incoming.progressed = now
-            self._arrived(incoming, start, end)
+            self._arrived(incoming, read.start, read.end)
+        else:
+            self._unchecked.add(incoming, read.start, incoming.pages[read.start : read.end])
 
     def _arrived(self, incoming: Incoming, start: int, end: int) -> None:
         """Blocks start..end are ours and valid: full ones become findable by later prompts."""
@@ -231,61 +310,50 @@ class Reader:
         key = (sender.endpoint, handoff.lease)
         if key in self.incoming:
             return  # said twice
-        known = self._ways.get(sender.endpoint)
-        if known is not None and known[0] != sender.incarnation:
-            self.holder_lost(sender.endpoint)  # it started again, and the link did not say so yet
-        slots = self._settings.page_slots
-        prefill = handoff.prefill
-        root = blockhash.root(
-            self._compatibility.model, self._compatibility.numeric_class, prefill.cache_salt
-        )
-        total = -(-len(prefill.token_ids) // slots)
-        incoming = Incoming(
-            handoff, sender, now, blockhash.extend(root, prefill.token_ids, slots), total
-        )
-        self.incoming[key] = incoming
-        if total > self._pool.page_count:
+        if self._ways.restarted(sender):
+            self.holder_lost(sender.endpoint)  # and the link did not say so yet
+        fault = objection_to_handoff(handoff, self._settings.vocabulary)
+        hashes = self._hashes(handoff) if fault is None else []
+        total = -(-len(handoff.prefill.token_ids) // self._settings.page_slots)
+        self.incoming[key] = incoming = Incoming(handoff, sender, now, hashes, total)
+        if fault is not None:
+            self._object(incoming, fault)
+        elif total > self._pool.page_count:
             reason = f"{total} pages are needed, and there are {self._pool.page_count}"
             self._lose(incoming, Event.REFUSED, reason)
-            return
-        incarnation, way, reason = self._ways.get(sender.endpoint, (0, Way.INTRODUCED, ""))
-        if incarnation != sender.incarnation:
-            self._ways[sender.endpoint] = (sender.incarnation, Way.INTRODUCED, "")
-            self._transport.send(sender.endpoint, Introduce(self._compatibility))
-        elif way is Way.REFUSED:
-            self._lose(incoming, Event.REFUSED, reason)
+        else:
+            self._ways.make(sender)
+
+    def _hashes(self, handoff: Handoff) -> list[bytes]:
+        model, prefill = self._compatibility, handoff.prefill
+        root = blockhash.root(model.model, model.numeric_class, prefill.cache_salt)
+        return blockhash.extend(root, prefill.token_ids, self._settings.page_slots)
 
     def _published(self, incoming: Incoming, message: Published, now: float) -> None:
+        checked, vocabulary = self._unchecked is not None, self._settings.vocabulary
+        fault = objection_to_published(incoming, message, checked, vocabulary)
+        if fault is not None:
+            self._object(incoming, fault)
+            return
         known = len(incoming.remote_pages)
         if message.first_block > known:
             return  # something between was lost; the next Renew brings it again
         fresh = known - message.first_block
-        end = message.first_block + len(message.pages)
-        if end > incoming.total or not well_formed(message):
-            reason = f"{end} blocks of {incoming.total} published, or lists that do not match"
-            self._lose(incoming, Event.REFUSED, reason)
-            return
         incoming.remote_pages += message.pages[fresh:]
         incoming.generations += message.generations[fresh:]
+        incoming.said_hashes += message.hashes[fresh:]
+        incoming.digests += message.digests[fresh:]
         if message.first_tokens is not None:
             incoming.first_tokens = message.first_tokens
             incoming.last_published = incoming.last_published or now
         incoming.progressed = now
+        if self._ways.is_open(incoming.holder.endpoint):
+            self._vet(incoming)
 
-    def _meet(self, sender: Peer, theirs: Compatibility, metadata: bytes) -> None:
-        incarnation, way, _ = self._ways.get(sender.endpoint, (0, Way.REFUSED, ""))
-        if incarnation != sender.incarnation or way is not Way.INTRODUCED:
-            return  # not asked for, or of an incarnation that is gone
-        if theirs != self._compatibility:
-            self._lose_all(sender.endpoint, Event.REFUSED, "the holder's description changed")
-            return
-        try:
-            self._plane.add_peer(sender.endpoint, sender.incarnation, metadata)
-        except PlaneError as error:
-            self._ways[sender.endpoint] = (sender.incarnation, Way.REFUSED, str(error))
-            self._lose_all(sender.endpoint, Event.REFUSED, str(error))
-            return
-        self._ways[sender.endpoint] = (sender.incarnation, Way.OPEN, "")
+    def _object(self, incoming: Incoming, fault: Fault) -> None:
+        """The holder said what cannot be: nothing more of this hand-over is believed."""
+        self._refusals.add(incoming.holder, fault)
+        self._lose(incoming, Event.REFUSED, fault[1])
 
     def _finish(self, incoming: Incoming, now: float) -> None:
         incoming.state = self.moves.reader(incoming.state, Event.ALL_READ)
@@ -307,9 +375,12 @@ class Reader:
     def _end(self, incoming: Incoming, event: Event) -> None:
         incoming.state = self.moves.reader(incoming.state, event)
         del self.incoming[incoming.holder.endpoint, incoming.handoff.lease]
-        for ticket in incoming.reads:
+        for ticket, read in incoming.reads.items():
             self._plane.abandon(ticket)
+            self._paces.ended(incoming.holder.endpoint, read.size)
         incoming.reads.clear()
+        if self._unchecked is not None:
+            self._unchecked.drop(incoming)
         self._pool.release(incoming.pool_holder)
         if event not in (Event.PEER_LOST, Event.EXPIRED):
             self._transport.send(incoming.holder.endpoint, Release(incoming.handoff.lease))
@@ -319,7 +390,8 @@ class Reader:
         for incoming in self.incoming.values():
             by_holder.setdefault(incoming.holder.endpoint, []).append(incoming)
         for endpoint, ones in by_holder.items():
-            if self._ways[endpoint][1] is Way.INTRODUCED:
-                self._transport.send(endpoint, Introduce(self._compatibility))  # one was lost
-            leases = [one.handoff.lease for one in ones]
-            self._transport.send(endpoint, Renew(leases, [len(one.remote_pages) for one in ones]))
+            self._ways.repeat(endpoint)
+            for start in range(0, len(ones), MOST_RENEWED):
+                part = ones[start : start + MOST_RENEWED]
+                known = [len(one.remote_pages) for one in part]
+                self._transport.send(endpoint, Renew([one.handoff.lease for one in part], known))

@@ -7,9 +7,11 @@ import numpy
 from numpy.typing import NDArray
 
 from ..protocol.memory import PageMemory
-from .plane import PlaneError
+from .plane import OutsidePool, PlaneError
 
+MOST_PAGES = 1 << 18  # in one read, where pages are asked for by a frame
 Indices = NDArray[numpy.int32]
+Counters = NDArray[numpy.uint64]
 
 
 class Targets:
@@ -20,21 +22,24 @@ class Targets:
     """
 
     def __init__(self, page_count: int) -> None:
-        self._taken = numpy.zeros(page_count, dtype=numpy.bool_)
+        self._places = numpy.zeros(page_count, dtype=numpy.int32)  # in its read, from 1; 0: free
 
     def take(self, local: Indices) -> None:
-        if len(numpy.unique(local)) != len(local):
-            raise PlaneError("a local page is named twice in one read")
-        if self._taken[local].any():
-            page = int(local[self._taken[local]][0])
+        if (taken := self._places[local]).any():
+            page = int(local[taken != 0][0])
             raise PlaneError(f"local page {page} is still the target of another read")
-        self._taken[local] = True
+        # A page named twice keeps the later place only; sorting to see it would cost far more.
+        places = numpy.arange(1, len(local) + 1, dtype=numpy.int32)
+        self._places[local] = places
+        if (self._places[local] != places).any():
+            self._places[local] = 0
+            raise PlaneError("a local page is named twice in one read")
 
     def give_back(self, local: Indices) -> None:
-        self._taken[local] = False
+        self._places[local] = 0
 
 
-def page_indices(pages: Sequence[int], page_count: int, whose: str) -> Indices:
+def page_indices(pages: Sequence[int] | Indices, page_count: int, whose: str) -> Indices:
     """Page ids as the int32 array that NIXL is fast with; refused unless all lie in the pool."""
     if len(pages) == 0:
         raise PlaneError("a read of no pages")
@@ -42,16 +47,33 @@ def page_indices(pages: Sequence[int], page_count: int, whose: str) -> Indices:
         wide = numpy.asarray(pages, dtype=numpy.int64)
     except (OverflowError, TypeError, ValueError) as error:
         raise PlaneError(f"{whose} page ids are not numbers: {error}") from error
-    outside = (wide < 0) | (wide >= page_count)
-    if outside.any():
-        page = int(wide[outside][0])
-        raise PlaneError(f"{whose} page {page} is outside the pool of {page_count} pages")
+    if wide.min() < 0 or wide.max() >= page_count:
+        page = int(wide[(wide < 0) | (wide >= page_count)][0])
+        sentence = f"{whose} page {page} is outside the pool of {page_count} pages"
+        raise OutsidePool(sentence) if whose == "remote" else PlaneError(sentence)
     return wide.astype(numpy.int32)
+
+
+def expected_generations(expected: Sequence[int] | None, pages: int) -> Counters | None:
+    """What a read's pages must still be at, as [pages] u64; None where nobody asks."""
+    if expected is None:
+        return None
+    if len(expected) != pages:
+        raise PlaneError(f"{len(expected)} expected generations for {pages} pages")
+    try:
+        return numpy.asarray(expected, dtype=numpy.uint64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise PlaneError(f"expected generations are no counters: {error}") from error
 
 
 def check_same_length(remote: Sequence[int], local: Sequence[int]) -> None:
     if len(remote) != len(local):
         raise PlaneError(f"{len(remote)} remote pages cannot go into {len(local)} local ones")
+
+
+def check_ask(remote: Sequence[int]) -> None:
+    if len(remote) > MOST_PAGES:
+        raise PlaneError(f"{len(remote)} pages in one read: at most {MOST_PAGES}, or larger pages")
 
 
 def check_page_bytes(peer: str, theirs: int, ours: int) -> None:
@@ -72,6 +94,11 @@ def page_bytes_view(memory: PageMemory) -> memoryview:
 def generations_view(memory: PageMemory) -> memoryview:
     """All generations, read in place: each access is one aligned eight-byte load."""
     return _view(memory.generations_address, memory.page_count * 8).cast("Q")
+
+
+def generations_array(memory: PageMemory) -> Counters:
+    """The same as [pages] u64, for many of them at once."""
+    return numpy.frombuffer(generations_view(memory), dtype=numpy.uint64)
 
 
 def _view(address: int, length: int) -> memoryview:

@@ -1,8 +1,9 @@
 """The holder's half of the ZeroMQ plane: answers asks for pages, and what both halves say.
 
 An ask names pages; the answer is one header frame and one body frame, the pages in the order
-asked. The body is gathered into a buffer of ours before ZeroMQ sees it, so a page granted again
-while the body waits in a queue changes nothing, and a peer that stands still never keeps a page.
+asked. An ask may say at which generations pages must still be: where one is not, nothing is sent.
+The body is gathered into a buffer of ours before ZeroMQ sees it, so a page granted again while the
+body waits in a queue changes nothing, and a peer that stands still never keeps a page.
 Asks of one peer are answered in order, so the counters asked for last were read after every body
 was copied out: that order is the whole safety of the plane.
 
@@ -20,17 +21,17 @@ import numpy
 import zmq
 
 from ..protocol.memory import PageMemory
-from .plane import PlaneError, PlaneSettings
-from .targets import generations_view, page_bytes_view, page_indices, runs
+from .plane import STALE, PlaneError, PlaneSettings
+from .targets import Indices, generations_array, page_bytes_view, page_indices, runs
 
-LARGEST_ASK = 1 << 20  # bytes of one ask; a quarter of a million page ids
+LARGEST_ASK = 4 << 20  # bytes of one ask; a quarter of a million page ids and generations
 LARGEST_BODY = 64 << 20
 SPARE_BUFFERS = 8
 HEARTBEAT_MS = 2_000  # answered by ZeroMQ's own thread: only a dead host or link misses them
 HEARTBEAT_LOST_MS = 6_000
 
 
-class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="zmq-1"):
+class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="zmq-2"):
     address: str
     token: bytes
     curve: bytes  # the holder's public key, b"" in the clear
@@ -42,6 +43,8 @@ class AskPages(msgspec.Struct, frozen=True, array_like=True, tag=1):
     token: bytes
     ticket: int
     pages: bytes  # little-endian int32
+    guarded: bytes = b""  # pages, in the first ask of a read all of them, which must be ...
+    expected: bytes = b""  # ... at these generations, little-endian uint64
 
 
 class AskGenerations(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -81,7 +84,7 @@ class Holder:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], settings: PlaneSettings) -> None:
         self._memory: PageMemory = settings.memory
         self._pages = page_bytes_view(settings.memory)
-        self._generations = generations_view(settings.memory)
+        self._counters = generations_array(settings.memory)
         self._token = secrets.token_bytes(16)
         self._asks: dict[bytes, deque[Ask]] = {}  # per connection, served in turn
         self._deaf: set[bytes] = set()
@@ -135,7 +138,6 @@ class Holder:
         self._socket.close(linger=0)
         self._asks.clear()
         self._pages.release()
-        self._generations.release()
 
     def _hear(self, frames: list[bytes]) -> None:
         connection = frames[0]
@@ -149,6 +151,9 @@ class Holder:
                 raise ValueError("not our token")
             if len(ask.pages) % 4:
                 raise ValueError("cut page ids")
+            if isinstance(ask, AskPages):
+                if len(ask.guarded) % 4 or len(ask.guarded) * 2 != len(ask.expected):
+                    raise ValueError("cut generations")
         except (msgspec.MsgspecError, ValueError):
             self.refused += 1
             if len(self._deaf) >= 4096:
@@ -162,23 +167,25 @@ class Holder:
     def _answer(self, connection: bytes, ask: Ask) -> int:
         """Bytes sent, or -1 where the ask must wait."""
         try:
-            pages = numpy.frombuffer(ask.pages, dtype="<i4").astype(numpy.int32)
-            page_indices(pages.tolist(), self._memory.page_count, "remote")
-            match ask:
-                case AskPages():
-                    length = len(pages) * self._memory.page_bytes
-                    if length > max(LARGEST_BODY, self._memory.page_bytes):
-                        raise PlaneError(f"{length} bytes in one ask")
-                    return self._send_body(connection, ask.ticket, pages)
-                case AskGenerations():
-                    return self._send_generations(connection, ask.ticket, pages)
+            pages = self._named(ask.pages)
+            if isinstance(ask, AskGenerations):
+                return self._send_generations(connection, ask.ticket, pages)
+            length = len(pages) * self._memory.page_bytes
+            if length > max(LARGEST_BODY, self._memory.page_bytes):
+                raise PlaneError(f"{length} bytes in one ask")
+            if ask.guarded:
+                now = self._counters[self._named(ask.guarded)]
+                if (now != numpy.frombuffer(ask.expected, dtype="<u8")).any():
+                    return self._send(connection, Refused(ask.ticket, STALE), b"")
+            return self._send_body(connection, ask.ticket, pages)
         except PlaneError as error:
             self.refused += 1
             return self._send(connection, Refused(ask.ticket, str(error)), b"")
 
-    def _send_body(
-        self, connection: bytes, ticket: int, pages: numpy.typing.NDArray[numpy.int32]
-    ) -> int:
+    def _named(self, pages: bytes) -> Indices:
+        return page_indices(numpy.frombuffer(pages, "<i4"), self._memory.page_count, "remote")
+
+    def _send_body(self, connection: bytes, ticket: int, pages: Indices) -> int:
         size = self._memory.page_bytes
         length = len(pages) * size
         buffer = self._spare if len(self._spare) >= length else bytearray(length)
@@ -191,12 +198,8 @@ class Holder:
                 at = end
         return self._send(connection, Body(ticket), memoryview(buffer)[:length])
 
-    def _send_generations(
-        self, connection: bytes, ticket: int, pages: numpy.typing.NDArray[numpy.int32]
-    ) -> int:
-        values = numpy.fromiter(
-            (self._generations[page] for page in pages.tolist()), dtype="<u8", count=len(pages)
-        )
+    def _send_generations(self, connection: bytes, ticket: int, pages: Indices) -> int:
+        values = self._counters[pages].astype("<u8")
         return self._send(connection, Generations(ticket), values.tobytes())
 
     def _send(self, connection: bytes, header: Answer, body: bytes | memoryview) -> int:

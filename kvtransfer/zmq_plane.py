@@ -4,11 +4,6 @@ The reader asks for parts of a read, a bounded number of bytes ahead, and copies
 pages when it arrives: every byte lands inside `progress`, so a read is quiet the moment it
 completes or is abandoned. With a key pair everything is encrypted and the holder authenticated by
 CURVE; a peer of the other kind is refused, never talked to in the clear.
-
-Raw TCP sockets beside ZeroMQ were measured in one interleaved run on two busy cores over loopback:
-1.5, 2.4, 2.4, 2.5, 2.6 GB/s at pages of 16 KB to 4 MB against 0.7, 1.0, 1.0, 0.8, 0.7 over ZeroMQ.
-They are not used: they cannot be encrypted, so they would serve only where nothing leaves the
-host, and there the shm and nixl planes are several times faster than both.
 """
 
 from collections import deque
@@ -21,12 +16,15 @@ import numpy
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from .plane import Completion, PlaneError, PlaneSettings
+from .plane import STALE, Completion, PlaneError, PlaneSettings
 from .targets import (
+    Counters,
     Indices,
     Targets,
+    check_ask,
     check_page_bytes,
     check_same_length,
+    expected_generations,
     page_bytes_view,
     page_indices,
     require_host_memory,
@@ -84,6 +82,7 @@ class _Read:
     peer: _Peer
     remote: Indices
     local: Indices
+    expected: Counters | None
     asked: int = 0  # pages
     asked_generations: bool = False
 
@@ -191,8 +190,10 @@ class ZmqPlane:
         if peer is None:
             raise PlaneError(f"{endpoint} is not a known peer")
         check_same_length(remote, local)
+        check_ask(remote)
         theirs = page_indices(remote, peer.words.page_count, "remote")
         ours = page_indices(local, self._memory.page_count, "local")
+        counters = expected_generations(expected, len(theirs))
         self._targets.take(ours)
         self._notice_loss(peer)
         if peer.socket is None:
@@ -202,7 +203,7 @@ class ZmqPlane:
                 self._targets.give_back(ours)
                 raise
         self._tickets += 1
-        self._reads[self._tickets] = _Read(self._tickets, peer, theirs, ours)
+        self._reads[self._tickets] = _Read(self._tickets, peer, theirs, ours, counters)
         return self._tickets
 
     def abandon(self, ticket: int) -> None:
@@ -247,7 +248,13 @@ class ZmqPlane:
         peer, token, size = read.peer, read.peer.words.token, self._memory.page_bytes
         while read.asked < len(read.remote) and peer.bytes_ahead < BYTES_AHEAD:
             part = slice(read.asked, min(read.asked + self._pages_per_part, len(read.remote)))
-            ask = AskPages(token, read.ticket, _wire(read.remote[part]))
+            guarded, expected = b"", b""
+            if read.expected is not None:
+                # The first ask speaks for all, so that a stale read brings nothing at all.
+                whole = part if part.start else slice(None)
+                guarded = _wire(read.remote[whole])
+                expected = read.expected[whole].astype("<u8").tobytes()
+            ask = AskPages(token, read.ticket, _wire(read.remote[part]), guarded, expected)
             if not self._send(peer, ask, part, (part.stop - part.start) * size):
                 return
             read.asked = part.stop
@@ -307,7 +314,8 @@ class ZmqPlane:
         match header:
             case Refused(_, reason):
                 if read is not None:
-                    self._end(read, f"{peer.endpoint} refused: {reason}", ())
+                    failed = STALE if reason == STALE else f"{peer.endpoint} refused: {reason}"
+                    self._end(read, failed, ())
             case Body() | Generations():
                 generations = isinstance(header, Generations)
                 if generations != (expected.part is None) or len(body) != expected.length:

@@ -20,6 +20,7 @@ needs_nixl = pytest.mark.skipif(
 PLANES = [
     pytest.param("nixl", marks=needs_nixl),
     pytest.param("nixl-tcp", marks=needs_nixl),  # what it would take between hosts
+    "tcp",
     "zmq",
     "zmq-curve",
     "shm",

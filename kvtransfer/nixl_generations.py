@@ -1,0 +1,145 @@
+"""Generations as NIXL reads them: whole groups, into landing areas of our own.
+
+A descriptor costs microseconds whatever its size, so 64 generations (512 bytes) are read at once,
+and near groups as one stretch. The last group ends with the array: where the number of pages is
+no multiple of 64 it overlaps the one before, and no descriptor leaves the registered region.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from .nixl_lists import LOCAL, Lists, Row
+from .targets import Indices
+
+GROUP = 64  # generations
+GROUP_BYTES = GROUP * 8
+NEAR = 32  # groups between two that are read too: 16 KB cost less than a second descriptor
+FEW = 8  # pages for which Python beats numpy
+AREA_GROUPS = 1024
+
+
+def generation_rows(address: int, page_count: int) -> list[Row]:
+    """A peer's generations as descriptors of one group each."""
+    size = group_words(page_count) * 8
+    whole = group_count(page_count) - 1
+    last = (address + page_count * 8 - size, size, 0, size, 1)
+    return [(address, size, 0, size, whole), last] if whole else [last]
+
+
+def group_words(page_count: int) -> int:
+    return min(page_count, GROUP)
+
+
+def group_count(page_count: int) -> int:
+    return -(-page_count // GROUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Which groups some pages lie in, ascending, and each page's word among them."""
+
+    numbers: Indices
+    places: list[int] | NDArray[numpy.int64]
+
+
+def groups_of(pages: Indices, page_count: int) -> Groups:
+    last = group_count(page_count) - 1
+    last_start = page_count - group_words(page_count)
+    if len(pages) <= FEW:
+        listed = pages.tolist()
+        numbers = sorted({page // GROUP for page in listed})
+        ranks = {number: rank for rank, number in enumerate(numbers)}
+        places = [
+            ranks[number] * GROUP + page - (last_start if number == last else number * GROUP)
+            for page in listed
+            for number in (page // GROUP,)
+        ]
+        return Groups(numpy.array(numbers, dtype=numpy.int32), places)
+    of_page = pages // GROUP
+    touched = numpy.zeros(last + 1, dtype=numpy.bool_)
+    touched[of_page] = True
+    found = numpy.flatnonzero(touched)
+    steps = numpy.diff(found)
+    for at in numpy.flatnonzero((steps > 1) & (steps <= NEAR)).tolist():
+        touched[found[at] : found[at + 1]] = True
+    ranks = numpy.cumsum(touched) - 1
+    starts = of_page * GROUP
+    starts[of_page == last] = last_start
+    numbers = numpy.flatnonzero(touched).astype(numpy.int32)
+    return Groups(numbers, ranks[of_page] * GROUP + (pages - starts))
+
+
+@dataclass(slots=True, eq=False)
+class _Area:
+    words: NDArray[numpy.uint64]
+    free: list[tuple[int, int]]  # stretches of groups: first and how many; ascending
+    prepared: dict[int, Any] = field(default_factory=dict)  # lists by words per group
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A stretch of groups that one read lands its generations in, until it is quiet."""
+
+    area: _Area
+    first: int
+    count: int
+
+    def values(self, groups: Groups) -> NDArray[numpy.uint64]:
+        start = self.first * GROUP
+        words = self.area.words[start : start + self.count * GROUP]
+        return words[groups.places]
+
+
+class Landing:
+    """Host memory of our own that generations are read into; it grows with the reads in flight.
+
+    Peers could write it, as they could write the pages: registered memory has no other protection.
+    """
+
+    def __init__(self, lists: Lists) -> None:
+        self._lists = lists
+        self._areas: list[_Area] = []
+        self._numbers = numpy.arange(AREA_GROUPS, dtype=numpy.int32)
+
+    def take(self, count: int) -> Room:
+        for area in self._areas:
+            for at, (first, length) in enumerate(area.free):
+                if length >= count:
+                    area.free[at : at + 1] = (
+                        [(first + count, length - count)] if length > count else []
+                    )
+                    return Room(area, first, count)
+        size = max(count, AREA_GROUPS)
+        area = _Area(numpy.zeros(size * GROUP, dtype=numpy.uint64), [(0, size)])
+        self._lists.register(area.words.ctypes.data, area.words.nbytes)
+        self._areas.append(area)
+        if size > len(self._numbers):
+            self._numbers = numpy.arange(size, dtype=numpy.int32)
+        return self.take(count)
+
+    def give_back(self, room: Room) -> None:
+        merged: list[tuple[int, int]] = []
+        for first, length in sorted([*room.area.free, (room.first, room.count)]):
+            if merged and merged[-1][0] + merged[-1][1] == first:
+                merged[-1] = (merged[-1][0], merged[-1][1] + length)
+            else:
+                merged.append((first, length))
+        room.area.free = merged
+
+    def indices(self, room: Room, part: slice) -> Indices:
+        """Where part of a room's groups lie among its area's descriptors."""
+        return self._numbers[room.first + part.start : room.first + part.stop]
+
+    def prepared(self, room: Room, words: int) -> Any:
+        """The area's groups as descriptors of `words` generations: a small pool has fewer."""
+        area = room.area
+        if words not in area.prepared:
+            rows = [(area.words.ctypes.data, words * 8, 0, GROUP_BYTES, len(area.words) // GROUP)]
+            area.prepared[words] = self._lists.prepare(LOCAL, rows)
+        return area.prepared[words]
+
+    def close(self) -> None:
+        self._areas.clear()

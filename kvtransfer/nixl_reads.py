@@ -1,0 +1,167 @@
+"""One read from asking to quiet: generations if expected, data, generations.
+
+Each phase is posted in parts, and begins when every part of the one before is DONE.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy
+
+from .nixl_generations import Groups, Landing, Room, groups_of
+from .nixl_peers import Peer
+from .nixl_transfers import Transfer, Transfers
+from .plane import STALE
+from .targets import Counters, Indices
+
+PIECES_PER_POST = 256  # a descriptor costs 2.4 us to post, so this many stay under a millisecond
+PAGES_PER_POST = 16384  # where they lie together: an index costs 13 ns
+GROUPS_PER_POST = 256
+POSTS_IN_FLIGHT = 8  # per read: keeps a fast link full between two calls of progress
+
+
+class Phase(Enum):
+    BEFORE = 1  # generations, because some were expected
+    DATA = 2
+    AFTER = 3  # generations again, or for the first time
+    DONE = 4
+
+
+NEXT = {Phase.BEFORE: Phase.DATA, Phase.DATA: Phase.AFTER, Phase.AFTER: Phase.DONE}
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    ticket: int
+    peer: Peer
+    remote: Indices
+    local: Indices
+    expected: Counters | None
+    ends: list[int]  # of the parts that the data is posted in
+    gathered: bool  # the data comes through staging
+    since: float = 0.0  # when it last asked for a part; 0 before the first
+    phase: Phase = Phase.DATA
+    groups: Groups | None = None
+    room: Room | None = None  # where its generations land
+    posted: int = 0  # parts of this phase
+    asks: int = 0  # parts that travel through staging, not yet in our pages
+    transfers: list[Transfer] = field(default_factory=list)  # posted, end not yet known
+    failed: str = ""
+    reported: bool = False
+    stuck: bool = False  # an error that does not prove the end: never quiet
+
+    @property
+    def quiet(self) -> bool:
+        """Staging is written by NIXL, pages by us: what is gathered is quiet once it failed."""
+        return not self.transfers and not self.stuck
+
+    @property
+    def parts(self) -> int:
+        if self.phase is Phase.DATA:
+            return len(self.ends)
+        return -(-len(self.groups.numbers) // GROUPS_PER_POST) if self.groups else 0
+
+    @property
+    def wants_post(self) -> bool:
+        left = self.posted < self.parts and not self.failed
+        return left and len(self.transfers) + self.asks < POSTS_IN_FLIGHT
+
+    @property
+    def asking(self) -> bool:
+        """Its next part is asked for, not posted."""
+        return self.gathered and self.phase is Phase.DATA
+
+    @property
+    def done(self) -> bool:
+        return self.phase is Phase.DONE
+
+    def data_part(self) -> slice:
+        return slice(self.ends[self.posted - 1] if self.posted else 0, self.ends[self.posted])
+
+    def generations(self) -> tuple[int, ...]:
+        assert self.room and self.groups
+        return tuple(self.room.values(self.groups).tolist())
+
+
+def split(remote: Indices, local: Indices, most: int) -> tuple[list[int], int]:
+    """Ends of parts of at most `most` pages and PIECES_PER_POST pieces; how many pieces in all."""
+    count = len(remote)
+    if count == 1:
+        return [1], 1
+    breaks = numpy.flatnonzero((numpy.diff(remote) != 1) | (numpy.diff(local) != 1)) + 1
+    most = max(1, min(most, PAGES_PER_POST))
+    ends: list[int] = []
+    end = 0
+    while end < count:
+        nearest = int(numpy.searchsorted(breaks, end, side="right")) + PIECES_PER_POST - 1
+        full = int(breaks[nearest]) if nearest < len(breaks) else count
+        end = min(end + most, full)
+        ends.append(end)
+    return ends, len(breaks) + 1
+
+
+class Reading:
+    """Takes reads through their phases; the data of gathered reads is asked for elsewhere."""
+
+    def __init__(self, transfers: Transfers, landing: Landing, pages: Any) -> None:
+        self._transfers = transfers
+        self._landing = landing
+        self._pages = pages
+
+    def poll(self, read: Read) -> None:
+        for transfer in read.transfers[:]:
+            if self._transfers.poll(transfer):
+                read.transfers.remove(transfer)
+                self._note(read, transfer)
+
+    def post(self, read: Read) -> None:
+        """The next part."""
+        if read.phase is Phase.DATA:
+            part = read.data_part()
+            ours, local, theirs = self._pages, read.local[part], read.peer.pages
+            remote = read.remote[part]
+        else:
+            assert read.groups and read.room
+            numbers = read.groups.numbers
+            start = read.posted * GROUPS_PER_POST
+            part = slice(start, min(start + GROUPS_PER_POST, len(numbers)))
+            ours = self._landing.prepared(read.room, read.peer.group_words)
+            local, remote = self._landing.indices(read.room, part), numbers[part]
+            theirs = read.peer.generations
+        read.posted += 1
+        transfer = self._transfers.start(read.peer, ours, local, theirs, remote)
+        if transfer.ended:
+            self._note(read, transfer)
+        else:
+            read.transfers.append(transfer)
+
+    def advance(self, read: Read) -> None:
+        """Begin the next phase where this one has ended."""
+        if read.failed or read.transfers or read.asks or read.posted < read.parts or read.done:
+            return
+        if read.phase is Phase.BEFORE:
+            assert read.room and read.groups and read.expected is not None
+            if (read.room.values(read.groups) != read.expected).any():
+                read.failed = STALE
+                return
+        read.phase = NEXT[read.phase]
+        read.posted = 0
+        if read.phase is Phase.AFTER and read.room is None:
+            self.find_generations(read)
+
+    def find_generations(self, read: Read) -> None:
+        read.groups = groups_of(read.remote, read.peer.words.page_count)
+        read.room = self._landing.take(len(read.groups.numbers))
+
+    def forget(self, read: Read) -> None:
+        """It has ended and is quiet."""
+        if read.room:
+            self._landing.give_back(read.room)
+
+    def _note(self, read: Read, transfer: Transfer) -> None:
+        read.failed = read.failed or transfer.failed
+        read.stuck = read.stuck or transfer.stuck
+
+    def close(self) -> None:
+        self._pages = None

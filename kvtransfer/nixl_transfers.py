@@ -1,0 +1,66 @@
+"""One NIXL transfer from its posting to its end, and what ends it.
+
+A transfer is released only when NIXL said DONE or reported the endpoint as lost. Any other error
+proves nothing: the transfer is `stuck`, and what it reads into is never quiet.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .nixl_peers import Peer
+from .targets import Indices
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    peer: Peer
+    handle: Any
+    ended: bool = False
+    failed: str = ""
+    stuck: bool = False
+
+
+class Transfers:
+    """Posts and polls them."""
+
+    def __init__(self, agent: Any, disconnected: type[Exception]) -> None:
+        self._agent: Any = agent
+        self._disconnected = disconnected
+
+    def start(
+        self, peer: Peer, ours: Any, local: Indices, theirs: Any, remote: Indices
+    ) -> Transfer:
+        """Read descriptors `remote` of list `theirs` into descriptors `local` of list `ours`."""
+        try:
+            handle = self._agent.make_prepped_xfer("READ", ours, local, theirs, remote)
+        except Exception as error:
+            return Transfer(peer, None, True, f"NIXL refused the read: {error!r}")
+        transfer = Transfer(peer, handle)
+        peer.open_transfers += 1
+        # Where posting fails, a part may have been posted, and NIXL keeps no hold on that part.
+        self._step(transfer, self._agent.transfer, "before")
+        return transfer
+
+    def poll(self, transfer: Transfer) -> bool:
+        """True once it has ended, well or not."""
+        if not transfer.ended:
+            self._step(transfer, self._agent.check_xfer_state, "while")
+        return transfer.ended
+
+    def _step(self, transfer: Transfer, step: Callable[[Any], str], when: str) -> None:
+        try:
+            if step(transfer.handle) != "DONE":
+                return
+        except self._disconnected:
+            transfer.peer.lost = True
+            transfer.failed = f"{transfer.peer.endpoint} was lost {when} reading"
+        except Exception as error:
+            transfer.failed = f"NIXL failed: {error!r}"
+            transfer.stuck = True
+        transfer.ended = True
+        transfer.handle.release()
+        transfer.peer.open_transfers -= 1
+
+    def close(self) -> None:
+        self._agent = None

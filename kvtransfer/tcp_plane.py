@@ -1,0 +1,291 @@
+"""The tcp plane: pages over raw sockets, for trusted networks without NIXL. Not encrypted.
+
+The reader asks for parts of a read, a bounded number of bytes ahead, and receives each body
+straight into its pages: every byte lands inside `progress`, so a read is quiet the moment it
+completes or is abandoned. What lies on the wire then is received into nothing. Cut links are
+noticed by the kernel's probes; a read's deadline belongs to the hand-over.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import msgspec
+import numpy
+
+from .plane import STALE, Completion, PlaneError, PlaneSettings
+from .targets import (
+    Counters,
+    Indices,
+    Targets,
+    check_ask,
+    check_page_bytes,
+    check_same_length,
+    expected_generations,
+    page_bytes_view,
+    page_indices,
+    require_host_memory,
+    runs,
+)
+from .tcp_holder import Holder
+from .tcp_link import Answer, Forged, Link, LinkLost, Part
+from .tcp_wire import Answered, Asked, Metadata, ask_frame
+
+PART_BYTES = 1 << 20
+BYTES_AHEAD = 16 << 20  # asked for and not yet here, per peer; also what an abandoned read may cost
+TURN_BYTES = 1 << 20  # from one peer before the next has its turn
+SECONDS_PER_CALL = 0.0008  # for each of the two halves
+NO_PAGES = numpy.zeros(0, dtype=numpy.int32)
+NO_COUNTERS = numpy.zeros(0, dtype=numpy.uint64)
+CLEAR = "not encrypted"
+
+log = logging.getLogger("penstock.tcp")
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    endpoint: str
+    incarnation: int
+    metadata: bytes
+    words: Metadata
+    link: Link | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    ticket: int
+    peer: _Peer
+    remote: Indices
+    local: Indices
+    expected: Counters | None
+    asked: int = 0  # pages
+    asked_generations: bool = False
+
+
+class TcpPlane:
+    """Reads peers' pages over TCP and lets peers read ours."""
+
+    name = "tcp"
+    holder_poll_seconds = 0.0005  # the holder sends the bodies itself
+
+    def __init__(self, settings: PlaneSettings, note: str = "") -> None:
+        require_host_memory(settings.memory, self.name)
+        self._memory = settings.memory
+        self._bytes_per_call = max(1, settings.bytes_per_post)
+        part = min(PART_BYTES, self._bytes_per_call)
+        self._pages_per_part = max(1, part // self._memory.page_bytes)
+        self._holder = Holder(settings)
+        self._metadata = msgspec.msgpack.encode(self._holder.metadata)
+        self._pages = page_bytes_view(self._memory)
+        self._targets = Targets(self._memory.page_count)
+        self._peers: dict[str, _Peer] = {}
+        self._reads: dict[int, _Read] = {}
+        self._ended: list[Completion] = []
+        self._tickets = 0
+        self._turns = 0
+        self._refused = 0
+        self._closed = False
+        self.path = f"tcp (raw sockets, {CLEAR})" + (f"; {note}" if note else "")
+        if settings.curve is not None:
+            self.path += "; the cluster's keys protect control only"
+            log.warning("kv transport tcp: pages are sent %s although there are keys", CLEAR)
+
+    @property
+    def refused(self) -> int:
+        """Connections, asks and answers that were forged, cut or out of range, on both sides."""
+        return self._refused + self._holder.refused
+
+    @property
+    def connections(self) -> int:
+        """Readers connected to us."""
+        return self._holder.connections
+
+    def metadata(self) -> bytes:
+        return self._metadata
+
+    # Peers
+
+    def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
+        known = self._peers.get(endpoint)
+        if known and known.incarnation > incarnation:
+            raise PlaneError(f"{endpoint} is known under a newer incarnation")
+        if known and known.metadata == metadata:
+            known.incarnation = incarnation
+            return
+        try:
+            words = msgspec.msgpack.decode(metadata, type=Metadata)
+        except msgspec.MsgspecError as error:
+            raise PlaneError(f"{endpoint} sent no tcp metadata: {error}") from error
+        check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
+        peer = _Peer(endpoint, incarnation, metadata, words)
+        self._connect(peer)  # now, so that the first read finds it connected
+        self.remove_peer(endpoint)
+        self._peers[endpoint] = peer
+
+    def remove_peer(self, endpoint: str) -> None:
+        if peer := self._peers.pop(endpoint, None):
+            self._disconnect(peer, "the peer was removed")
+
+    def _connect(self, peer: _Peer) -> None:
+        try:
+            peer.link = Link(peer.words, self._places)
+        except (OSError, OverflowError, ValueError) as error:
+            raise PlaneError(f"{peer.endpoint} is at no usable address: {error}") from error
+
+    def _disconnect(self, peer: _Peer, reason: str) -> None:
+        if peer.link is not None:
+            peer.link.close()
+            peer.link = None
+        for read in [read for read in self._reads.values() if read.peer is peer]:
+            self._end(read, reason, ())
+
+    # Reads
+
+    def read(
+        self,
+        endpoint: str,
+        remote: Sequence[int],
+        local: Sequence[int],
+        expected: Sequence[int] | None = None,
+    ) -> int:
+        peer = self._peers.get(endpoint)
+        if peer is None:
+            raise PlaneError(f"{endpoint} is not a known peer")
+        check_same_length(remote, local)
+        check_ask(remote)
+        theirs = page_indices(remote, peer.words.page_count, "remote")
+        ours = page_indices(local, self._memory.page_count, "local")
+        counters = expected_generations(expected, len(theirs))
+        self._targets.take(ours)
+        try:
+            self._listen(peer)  # a connection that broke while nobody read is replaced
+            if peer.link is None:
+                self._connect(peer)
+        except PlaneError:
+            self._targets.give_back(ours)
+            raise
+        self._tickets += 1
+        self._reads[self._tickets] = _Read(self._tickets, peer, theirs, ours, counters)
+        return self._tickets
+
+    def abandon(self, ticket: int) -> None:
+        if read := self._reads.get(ticket):
+            self._end(read, "abandoned", ())
+
+    def quiet(self, ticket: int) -> bool:
+        return ticket not in self._reads
+
+    def progress(self) -> list[Completion]:
+        if self._closed:
+            return []
+        self._holder.progress(self._bytes_per_call, perf_counter() + SECONDS_PER_CALL)
+        for read in list(self._reads.values()):
+            self._ask(read)
+        waiting = deque(
+            peer for peer in self._peers.values() if peer.link is not None and peer.link.waiting
+        )
+        waiting.rotate(self._turns)
+        self._turns += 1
+        left, until = self._bytes_per_call, perf_counter() + SECONDS_PER_CALL
+        while waiting and left > 0:
+            peer = waiting.popleft()
+            if received := self._listen(peer):
+                left -= received
+                waiting.append(peer)
+            if perf_counter() > until:
+                break
+        ended, self._ended = self._ended, []
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._reads or self._ended or self._holder.busy)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for peer in self._peers.values():
+            self._disconnect(peer, "closed")
+        self._peers.clear()
+        self._holder.close()
+
+    def _end(self, read: _Read, failed: str, generations: tuple[int, ...]) -> None:
+        del self._reads[read.ticket]
+        self._targets.give_back(read.local)
+        if failed and read.peer.link is not None:
+            read.peer.link.forget(read.ticket)
+        self._ended.append(Completion(read.ticket, failed, generations, True))
+
+    # Asking
+
+    def _ask(self, read: _Read) -> None:
+        link, size = read.peer.link, self._memory.page_bytes
+        if link is None or not link.ready:
+            return
+        try:
+            while read.asked < len(read.remote) and link.ahead < BYTES_AHEAD:
+                part = slice(read.asked, min(read.asked + self._pages_per_part, len(read.remote)))
+                guarded, expected = NO_PAGES, NO_COUNTERS
+                if read.expected is not None:
+                    # The first ask speaks for all, so that a stale read brings nothing at all.
+                    whole = part if part.start else slice(None)
+                    guarded, expected = read.remote[whole], read.expected[whole]
+                frame = ask_frame(Asked.PAGES, read.ticket, read.remote[part], guarded, expected)
+                read.asked = part.stop
+                link.ask(Part(read.ticket, part, (part.stop - part.start) * size), frame)
+            if read.asked == len(read.remote) and not read.asked_generations:
+                # Asked right behind the last part: the holder answers in order.
+                read.asked_generations = True
+                frame = ask_frame(
+                    Asked.GENERATIONS, read.ticket, read.remote, NO_PAGES, NO_COUNTERS
+                )
+                link.ask(Part(read.ticket, None, 8 * len(read.remote)), frame)
+        except LinkLost as error:
+            self._lost(read.peer, str(error))
+
+    # Hearing
+
+    def _places(self, part: Part) -> list[memoryview]:
+        """Where the body of a part belongs."""
+        size, local = self._memory.page_bytes, self._reads[part.ticket].local[part.pages]
+        return [
+            self._pages[first * size : (first + count) * size]
+            for first, _, count in runs(local, numpy.arange(len(local), dtype=numpy.int32))
+        ]
+
+    def _listen(self, peer: _Peer) -> int:
+        """Bytes received."""
+        if peer.link is None:
+            return 0
+        received = 0
+        try:
+            for heard in peer.link.hear(min(TURN_BYTES, self._bytes_per_call)):
+                if isinstance(heard, int):
+                    received += heard
+                elif read := self._reads.get(heard.part.ticket):
+                    self._take(read, heard)
+        except Forged as error:
+            self._refused += 1
+            log.warning("%s sent a forged answer: %s", peer.endpoint, error)
+            self._disconnect(peer, f"{peer.endpoint} sent a forged answer: {error}")
+        except LinkLost as error:
+            self._lost(peer, str(error))
+        return received
+
+    def _lost(self, peer: _Peer, reason: str) -> None:
+        self._disconnect(peer, f"{peer.endpoint} was lost: {reason}")
+
+    def _take(self, read: _Read, answer: Answer) -> None:
+        match answer.kind:
+            case Answered.REFUSED:
+                reason = answer.payload.decode(errors="replace")
+                stale = reason == STALE
+                self._end(read, STALE if stale else f"{read.peer.endpoint} refused: {reason}", ())
+            case Answered.GENERATIONS:
+                values = numpy.frombuffer(answer.payload, dtype="<u8").tolist()
+                self._end(read, "", tuple(values))
+            case Answered.BODY:
+                pass  # in place
