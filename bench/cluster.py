@@ -45,6 +45,15 @@ def split_address(url: str) -> tuple[str, int]:
     return address.hostname or "127.0.0.1", address.port or 80
 
 
+def series(page: str) -> dict[str, float]:
+    """Every series of a page of /metrics; histograms without their buckets."""
+    return {
+        f"{name}{{{labels}}}" if labels else name: float(value)
+        for name, labels, value in _SERIES.findall(page)
+        if not name.endswith("_bucket")
+    }
+
+
 class Site:
     """Where HTTP is answered. One kept connection, so that asking often costs little."""
 
@@ -82,11 +91,7 @@ class Site:
         status, page = self.get("/metrics")
         if status != 200:
             raise ClusterError(f"{self.url}/metrics answers {status}")
-        return {
-            f"{name}{{{labels}}}" if labels else name: float(value)
-            for name, labels, value in _SERIES.findall(page)
-            if not name.endswith("_bucket")
-        }
+        return series(page)
 
     def close(self) -> None:
         self._connection.close()
@@ -124,7 +129,11 @@ class Cluster:
         return spent
 
     def log(self) -> str:
-        return Path(self._log.name).read_text(errors="replace")[-4000:]
+        """The end of it, for a message."""
+        return self.whole_log()[-4000:]
+
+    def whole_log(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")
 
     def wait(self, condition: Callable[[], Any], what: str) -> float:
         """Seconds until it holds."""

@@ -279,7 +279,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--layouts", default="1p1d,aggregated", help="such as 2p1d,aggregated")
-    parser.add_argument("--kv-transport", default="", help="auto, nixl, zmq or shm")
+    parser.add_argument("--kv-transport", default="", help="auto, nixl, tcp, zmq or shm")
     parser.add_argument("--serve", default="", metavar="FLAGS", help="further flags of serve")
     parser.add_argument("--url", default="", help="measure what runs there instead")
     parser.add_argument("--lengths", type=numbers, default=[100, 2000, 16000], metavar="N,N")

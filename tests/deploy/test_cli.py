@@ -31,9 +31,11 @@ CLUSTER_FLAGS = [
     "--kv-memory-mib",
     "--max-batch",
     "--chunk-tokens",
+    "--kv-checked",
     "--kv-transport",
 ]
 ROLE_FLAGS = ["--config", "--name"]
+SIMULATE_FLAGS = ["--faults", "--seeds", "--first-seed", "--seed", "--level", "--jobs", "--stop"]
 
 
 def test_the_command_line_is_frozen() -> None:
@@ -46,6 +48,7 @@ def test_the_command_line_is_frozen() -> None:
         "decode": ROLE_FLAGS,
         "aggregated": ROLE_FLAGS,
         "keygen": ["FILE"],
+        "simulate": SIMULATE_FLAGS,
         "bench": ["NAME", "..."],
     }
 
@@ -70,10 +73,11 @@ def test_flags_reach_the_configuration(tmp_path: Path) -> None:
         "served_name": "x",
         "key_file": str(tmp_path),
         "api_key_file": str(tmp_path),
+        "kv_checked": "True",
     }
     arguments: list[str] = []
-    for flag, _, key, _ in SETTINGS:
-        arguments += [flag, values.get(key, "77")]
+    for flag, _, key, options in SETTINGS:
+        arguments += [flag] if "action" in options else [flag, values.get(key, "77")]
     config = config_of("/some/model", *arguments)
     assert config.cluster.model == "/some/model"
     for _, section, key, _ in SETTINGS:

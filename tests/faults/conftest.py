@@ -1,0 +1,44 @@
+"""What tests of faults between real processes share: one nursery, and a scene per plane."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from penstock.bench.fault_parts import ACROSS_HOSTS, PLANES
+from penstock.bench.fault_process import Nursery
+from penstock.bench.fault_rounds import Scene
+from support.fault_planes import needs_nixl
+
+
+def with_marks(planes: tuple[str, ...]) -> list:
+    return [pytest.param(p, marks=needs_nixl) if p.startswith("nixl") else p for p in planes]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`plane`: every plane; `remote_plane`: those that cross hosts."""
+    for name, planes in (("plane", PLANES), ("remote_plane", ACROSS_HOSTS)):
+        if name in metafunc.fixturenames and not any(
+            name in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
+        ):
+            metafunc.parametrize(name, with_marks(planes))
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def scene_of(nursery: Nursery) -> Iterator[Callable[..., Scene]]:
+    """Makes scenes, and afterwards ends all their processes."""
+    scenes: list[Scene] = []
+
+    def make(plane: str, **settings) -> Scene:
+        scenes.append(Scene(nursery, plane, **settings))
+        return scenes[-1]
+
+    yield make
+    for scene in scenes:
+        scene.close()
