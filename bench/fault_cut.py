@@ -24,6 +24,7 @@ from .fault_rounds import Scene
 MEGABITS = 800  # so that a read of some megabytes is under way for some time
 READ_SECONDS = 0.5
 MENDED_SECONDS = 30.0
+SMALL_BLOCKS = 8
 
 
 def cut_rounds(plane: str, blocks: int, rounds: int, down_seconds: float) -> list[dict[str, Any]]:
@@ -105,14 +106,14 @@ def cut_once(scene: Scene, blocks: int, down: float) -> dict[str, Any]:
     outcome = reader.settle(request)
     for _ in range(2):  # a plane that moves every byte itself is quiet by now
         reader.turn(time.monotonic())
-    quarantined, pages = reader.parts.pool.quarantined, reader.grant_again()
+    quarantined, pages = reader.parts.pool.quarantined, reader.grant_again(but=SMALL_BLOCKS)
     again = time.monotonic() + down
     while time.monotonic() < again:
         reader.pump()
     _say_and_pump(scene, "mend")
     mended = time.monotonic()
     tries = 1
-    while (good := scene.hand_over(8)).word != COMPLETE:
+    while (good := scene.hand_over(SMALL_BLOCKS)).word != COMPLETE:
         assert time.monotonic() < mended + MENDED_SECONDS, f"not whole again: {good}"
         tries += 1
     reader.until(lambda: reader.parts.pool.quarantined == 0, "quiet")

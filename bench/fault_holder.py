@@ -145,11 +145,12 @@ class HolderEnd:
         """What no Penstock process would say, to a reader's mailbox."""
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
+        socket.reconnect_ivl = -1  # who speaks garbage is thrown out, and stays out
         socket.connect(reader)
         for number in range(frames):
             parts = [b"PSTK\x00\x02", bytes([number % 256]) * 100][: 1 + number % 2]
             socket.send_multipart(parts)
-        socket.close(200)
+        socket.close(20)
         context.term()
         return {}
 

@@ -37,7 +37,7 @@ class Proxy:
     def __init__(self, endpoints: Iterable[str], weather: Weather, seed: int) -> None:
         """`endpoints` as they are told: tcp://127.0.0.2:PORT; each is passed on to 127.0.0.1."""
         self.counts: Counter[str] = Counter()
-        self._weather = weather
+        self.weather = weather  # may change while it runs
         self._random = random.Random(seed)
         self._context = zmq.Context()
         self._ways: dict[zmq.Socket, zmq.Socket] = {}  # where it comes in: where it goes out
@@ -78,7 +78,7 @@ class Proxy:
         return min(max(SHORTEST_WAIT, until), LONGEST_WAIT)
 
     def _take(self, onward: zmq.Socket, frames: list[bytes]) -> None:
-        weather, chance = self._weather, self._random.random
+        weather, chance = self.weather, self._random.random
         self.counts["seen"] += 1
         if chance() < weather.lost:
             self.counts["lost"] += 1

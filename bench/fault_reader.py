@@ -17,7 +17,7 @@ from ..protocol.seen import Seen
 from .fault_parts import PAGE_SLOTS, EndSettings, open_parts, wrong_blocks
 
 PULLING_POLL_SECONDS = 0.0002  # as a decode worker's loop
-LONGEST_WAIT = 0.05
+LONGEST_WAIT = 0.01
 PATIENCE = 30.0  # seconds until what should come about is given up
 COMPLETE = "COMPLETE"
 EVERYTHING = Allowance(sequences=1 << 20)
@@ -81,7 +81,7 @@ class ReaderEnd:
         self.listen(now)
         due = self.reader.turn(self.allowance, now)
         self._settle()
-        poll = PULLING_POLL_SECONDS if self.reader.active else LONGEST_WAIT
+        poll = PULLING_POLL_SECONDS if self.reader.open_reads else LONGEST_WAIT
         return min(due, now + poll)
 
     def wait(self, seconds: float, also: int | None = None) -> None:
@@ -152,10 +152,10 @@ class ReaderEnd:
 
     # --- pages that were granted again ---------------------------------------------------------
 
-    def grant_again(self) -> list[int]:
-        """Take every page the pool gives, as another sequence would, and write to it."""
+    def grant_again(self, but: int = 0) -> list[int]:
+        """Take every page the pool gives (but so many), as another sequence would, and write."""
         pool = self.parts.pool
-        pages = pool.take("granted again", pool.available) or []
+        pages = pool.take("granted again", max(0, pool.available - but)) or []
         for page in pages:
             self.parts.memory.page(page)[:] = bytes([CANARY]) * self.settings.page_bytes
         return pages
@@ -186,10 +186,8 @@ class ReaderEnd:
             case "state":
                 pool = self.parts.pool
                 pool.check()
-                words = {one: [o.word for o in ends] for one, ends in self.outcomes.items()}
-                return {"held": pool.held, "incoming": len(self.reader.incoming)} | {
-                    "ended": [[*key, *names] for key, names in words.items()]
-                }
+                ended = [[*key, *(o.word for o in all_)] for key, all_ in self.outcomes.items()]
+                return {"held": pool.held, "ended": ended}
             case _:
                 raise ValueError(f"no command {do!r}")
         return {}

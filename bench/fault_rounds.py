@@ -23,6 +23,8 @@ from .fault_process import Child, Nursery
 from .fault_reader import COMPLETE, PATIENCE, Outcome, ReaderEnd
 
 SOURCE_OVERWRITTEN = 0xDD
+ASK_SECONDS = 0.2
+UNHEARD = "UNHEARD"
 QUIET_TURNS = 20  # turns in which a late byte would show
 WHEN = ("unmet", "idle", "0 ms", "2 ms", "20 ms")  # from the post, or before there was one
 
@@ -75,9 +77,23 @@ class Scene:
         return outcome
 
     def hand_over(self, blocks: int, holder: Child | None = None) -> Outcome:
-        request = self.reader.next_request()
-        (holder or self.holder).hand(request, blocks, self.reader.endpoint)
-        return self.reader.settle(request)
+        """One hand-over to its end; UNHEARD where the offer itself was lost with a broken link, of
+        which the holder tells the router."""
+        reader, holder = self.reader, holder or self.holder
+        request = reader.next_request()
+        holder.hand(request, blocks, reader.endpoint)
+        ask_again = time.monotonic() + ASK_SECONDS
+        limit = time.monotonic() + PATIENCE
+        while not reader.ended(request):
+            reader.pump()
+            now = time.monotonic()
+            if now > ask_again and reader.incoming(request) is None and not reader.ended(request):
+                ask_again = now + ASK_SECONDS
+                if holder.state()["leases"] == 0:
+                    return Outcome(UNHEARD, "the holder lost the link", now, 0)
+            if now > limit:
+                raise TimeoutError(f"never came about: the end of request {request}")
+        return reader.outcome(request)
 
     def announce(self, blocks: int, holder: Child | None = None) -> int:
         """A hand-over whose pages are reserved here and of which nothing is published yet."""
@@ -185,7 +201,7 @@ def aborted(scene: Scene, blocks: int, turns: int) -> Standstill:
         for _ in range(2):  # a plane that moves every byte itself is quiet by now
             reader.turn(time.monotonic())
         quarantined, pages = reader.parts.pool.quarantined, reader.grant_again()
-        _overwrite(holder, source, reader.settings.page_bytes)
+        overwrite(holder, source, reader.settings.page_bytes)
     finally:
         holder.go_on()
     granted = len(pages)
@@ -247,7 +263,7 @@ def _source_of(scene: Scene, request: int) -> list[int]:
     return list(incoming.remote_pages)
 
 
-def _overwrite(holder: Child, pages: Sequence[int], page_bytes: int) -> None:
+def overwrite(holder: Child, pages: Sequence[int], page_bytes: int) -> None:
     """Change a holder's pages while it stands still, as their next owner would: generation first,
     then the bytes."""
     facts = holder.facts

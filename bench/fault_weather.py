@@ -77,9 +77,7 @@ def _batch(scene: Scene, count: int, chance: random.Random, seen: Storm) -> None
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         missing = [one for one in offered if not reader.ended(one)]
-        if not missing or (
-            not reader.reader.incoming and not scene.holder.state()["leases"]
-        ):
+        if not missing or (not reader.reader.incoming and not scene.holder.state()["leases"]):
             break
         reader.pump()
     for request, at in offered.items():

@@ -11,6 +11,7 @@ and bytes are verified outside the time. `python docs/draw.py` makes the picture
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 from . import kv_across, kv_control, kv_prompts
@@ -177,8 +178,9 @@ def main(arguments: list[str]) -> int:
     result = Result("kv", asked)
     try:
         for part in options.parts.split(","):
-            print(f"measuring {part}", file=sys.stderr)
+            began = time.monotonic()
             result.rounds += PARTS[part](options)
+            print(f"{part}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
     except PairError as error:
         print(f"penstock bench kv: {error}", file=sys.stderr)
         return 1

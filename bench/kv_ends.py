@@ -83,8 +83,11 @@ class Worker:
         }
 
     def wait(self, seconds: float) -> None:
-        if not self._spin:
-            self.mailbox.wait(min(seconds, 3600.0), (0,))
+        if self._spin:
+            os.sched_yield()  # ZeroMQ's threads need a core too
+        else:
+            wake = self.plane.wake
+            self.mailbox.wait(min(seconds, 3600.0), (0,) if wake < 0 else (0, wake))
 
     def start_clock(self) -> None:
         self.gaps.take()
@@ -155,9 +158,9 @@ class HolderEnd(Worker):
         began = time.monotonic()
         self.arrivals(began)
         self.plane.progress()
-        due = self.holder.turn(began)
         if self._parts:
             self._publish_due(began)
+        due = self.holder.turn(began)
         if self.holder.ended:
             self._ended()
         if self.holder.has_published or self._serving:
@@ -166,7 +169,7 @@ class HolderEnd(Worker):
             due = min(due, self._parts[0][0])
         now = time.monotonic()
         self.gaps.note(now - began)
-        if self._serving and self.plane.holder_poll_seconds < FOREVER:
+        if self._serving and self.plane.holder_poll_seconds < FOREVER and self.plane.wake < 0:
             time.sleep(0)
             return 0.0  # a plane alone is measured beside bare NIXL, whose holder polls too
         return max(0.0, due - now)
@@ -284,7 +287,7 @@ class ReaderEnd(Worker):
         self.gaps.note(now - began)
         if self._waiting:
             self._look_reserved()
-        if self.reader.active:
+        if self.reader.open_reads:
             due = began + PULLING_POLL_SECONDS
         return max(0.0, due - now)
 
@@ -325,7 +328,9 @@ class ReaderEnd(Worker):
         began = time.monotonic()
         self.plane.read(endpoint, remote, local)
         while not (ended := self.plane.progress()):
-            if self.spec["plane"] in YIELDING:
+            if self.plane.wake >= 0:
+                self.wait(0.001)
+            elif self.spec["plane"] in YIELDING:
                 time.sleep(0)
         seconds, cpu = time.monotonic() - began, self.cpu()
         if ended[0].failed:

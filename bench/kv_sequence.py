@@ -5,6 +5,7 @@ ZeroMQ sockets as a Mailbox's (`zmq`), or all of it as NIXL's own notifications 
 are as long as the messages they stand for. Both ends spin, or both sleep until a word comes.
 """
 
+import os
 import time
 from typing import Any
 
@@ -45,6 +46,8 @@ class Sequence:
     def turn(self) -> float:
         if not self._answering:
             return ASLEEP
+        if self._spin:
+            os.sched_yield()  # ZeroMQ's threads need a core too
         if self._heard():
             self._move()
             self._speak(RELEASED)
@@ -69,8 +72,9 @@ class Sequence:
         began = time.monotonic()
         self._speak(PUBLISHED)
         while not self._heard():
-            if not self._spin:
-                # NIXL completes some reads only while their holder polls.
+            if self._spin:
+                os.sched_yield()
+            else:  # NIXL completes some reads only while their holder polls
                 zmq.select([self._inbox], [], [], None if self._moves == "nothing" else 0.0005)
         return time.monotonic() - began
 

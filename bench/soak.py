@@ -135,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reference-pages", type=int, default=2000, metavar="N", help="of the reference worker")
     add("--concurrency", type=int, default=16, metavar="N", help="clients")
     add("--fault-seconds", type=float, default=5.0, help="mean between faults; 0 = none")
+    add("--spare", default="", metavar="NAMES", help="never ended, e.g. router,decode-0")
     add("--limit-seconds", type=float, default=300.0, help="a request that takes longer hangs")
     add("--log", type=result_file, metavar="FILE", help="where the cluster's log is kept")
     add("--json", type=result_file, metavar="FILE")
@@ -156,6 +157,7 @@ def main(arguments: list[str]) -> int:
         options.concurrency,
         options.fault_seconds,
         options.limit_seconds,
+        frozenset(options.spare.split(",")),
     )
     try:
         known = reference(cases(options.seed, options.cases), options.reference_pages)

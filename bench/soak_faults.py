@@ -57,6 +57,7 @@ class FaultPlan:
 
     seed: int
     mean_seconds: float
+    spared: frozenset[str] = frozenset()  # names: they are stopped, but never ended
     _chance: random.Random = field(init=False)
     _ends: dict[str, list[float]] = field(init=False, default_factory=dict)
 
@@ -82,7 +83,7 @@ class FaultPlan:
         seconds = math.exp(self._chance.uniform(low, high)) if kind == "stop" else 0.0
         names = [name for name in names if name in well]
         if kind != "stop":
-            names = [name for name in names if self._may_end(name, now)]
+            names = [n for n in names if n not in self.spared and self._may_end(n, now)]
         return [Fault(kind, name, roles[name], now, seconds) for name in names]
 
     def _may_end(self, name: str, now: float) -> bool:

@@ -25,6 +25,7 @@ from .soak_watch import LOOK_SECONDS, Clock, Standing, Watch, pids_of, standings
 MARGIN_SECONDS = 1.0  # a look may be so late in seeing that somebody is away or back
 PAUSE_SECONDS = 0.3  # after a refusal or a cut: asking at once again helps nobody
 REST_SECONDS = 120.0  # after the last fault, until everything is back and nothing is held
+MORE_DESCRIPTORS = 12  # of the links to two peers that it had not met before
 EVENTS_SHOWN = 60  # of the chronicle, with a violation
 ENDED = re.compile(r"^penstock: (\S+) ended \((.*)\); again", re.MULTILINE)
 
@@ -38,6 +39,7 @@ class Plan:
     concurrency: int
     fault_seconds: float  # mean between two faults; 0 = no faults
     limit_seconds: float  # a request that takes longer hangs
+    spared: frozenset[str] = frozenset()  # names of processes that are never ended
 
 
 @dataclass(slots=True)
@@ -201,7 +203,7 @@ class Soak:
     async def _break(self) -> None:
         if not self._plan.fault_seconds:
             return
-        plan = FaultPlan(self._plan.seed, self._plan.fault_seconds)
+        plan = FaultPlan(self._plan.seed, self._plan.fault_seconds, self._plan.spared)
         end = self._clock.now + self._plan.seconds
         while (now := self._clock.now) < end:
             await asyncio.sleep(min(plan.pause(), end - now))
@@ -269,6 +271,10 @@ class Soak:
                 self._violated(f"ENDED: {name} ended by itself: {reason}")
         for line in sorted(self._watch.stuck):
             self._violated(f"STUCK: {line}")
+        for name, before in self.outcome.before.items():
+            after = self.outcome.after.get(name)
+            if after is None or after.descriptors > before.descriptors + MORE_DESCRIPTORS:
+                self._violated(f"LEAK: {name} has {after}, it began with {before}")
         if "Traceback" in log:
             self._violated("LOG: there is a traceback in the log")
         if alarms := self._watch.totals.of("penstock_alarms_total"):

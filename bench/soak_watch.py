@@ -198,6 +198,7 @@ class Watch:
             if name.partition("{")[0] in {f"penstock_worker_{one}" for one in STATES}
         }
         found["in flight"] = self.health.get("in_flight", -1)
+        found["booked"] = sum(one["booked"] for one in self.health.get("workers", []))
         return {name: value for name, value in found.items() if value}
 
 

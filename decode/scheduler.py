@@ -35,6 +35,10 @@ class DecodeScheduler:
         return [*self.running, *self.filling, *self.waiting]
 
     @property
+    def idle(self) -> bool:
+        return not (self.running or self.filling or self.waiting)
+
+    @property
     def room(self) -> int:
         """Sequences that may still join the batch."""
         return self._max_batch - len(self.running) - len(self.filling)

@@ -14,6 +14,7 @@ from ..engine.health import Pulse, Rates
 from ..engine.inquiry import absent
 from ..engine.sequence import Sequence
 from ..engine.step import Drawn, Engine, Slice, StepResult
+from ..engine.stranded import StrandedReads
 from ..kvtransfer.incoming import Incoming
 from ..kvtransfer.reader import Reader
 from ..protocol.membership import Membership
@@ -75,6 +76,7 @@ class DecodeWorker:
         self._failures = 0
         self._blocked_since = 0.0
         self._alone = Alone()
+        self._stranded = StrandedReads()
         self.stuck = ""  # which part makes no progress; then only a new incarnation helps
         self._generated = 0
 
@@ -95,9 +97,13 @@ class DecodeWorker:
                 self._engine.start(step)
                 self._pulse.step_started(now)
             self._give_up_blocked(step is not None, now)
-        self.stuck = self._pulse.stuck(now, self._blocks.pool)
+        reads = self._reader.open_reads
+        idle = self._scheduler.idle and not self._reader.incoming
+        self.stuck = self._pulse.stuck(now, self._blocks.pool, idle) or self._stranded.stuck(
+            {one: by.holder.endpoint for one, by in reads.items() if one not in by.reads}, now
+        )
         due = min(due, self._membership.beat(now, self._state, self._counters, self.stuck))
-        return now + PULLING_POLL_SECONDS if self._reader.active else due
+        return now + PULLING_POLL_SECONDS if reads else due
 
     def _give_up_blocked(self, moving: bool, now: float) -> None:
         """Nothing runs, nothing arrives, and still the oldest does not fit: pages are lost to
@@ -118,6 +124,7 @@ class DecodeWorker:
                 was_router = self._membership.link(arrival, self._state())
                 if isinstance(arrival, Disconnected):
                     self._reader.holder_lost(arrival.endpoint)
+                    self._stranded.lost(arrival.endpoint)
                     if was_router:
                         self._router_lost(arrival.endpoint)
 
@@ -135,9 +142,11 @@ class DecodeWorker:
                     self._reader.cancel(request, attempt)
                 self._drop(request, attempt, choice)
             case Handoff(prefill):
+                self._stranded.heard(sender.endpoint, now)
                 if self._seen.first((prefill.request, prefill.attempt)):
                     self._reader.take(sender, message, now)
             case Published() | Agent() | Refused() | LeaseEnded():
+                self._stranded.heard(sender.endpoint, now)
                 self._reader.take(sender, message, now)
             case Identify():
                 self._membership.take(sender, message, self._state())
@@ -345,4 +354,6 @@ class DecodeWorker:
         }
         for (state, event), count in self._reader.moves.counts.items():
             counters[f"handover {state.value}: {event.value}"] = count
+        for offence, count in self._reader.refused_words.items():
+            counters[f"refused words: {offence}"] = count
         return counters

@@ -1,9 +1,12 @@
 """How a worker knows that it makes progress, and how fast. Pure: `now` is an argument."""
 
+from typing import Protocol
+
 from ..protocol.loop import Gaps
 from ..protocol.pages import PagePool
 
 FAILED_STEPS = 5  # in a row: a device that is gone fails every step at once
+LEAK_SECONDS = 10.0
 QUARANTINE_SECONDS = 10.0  # a large read that was given up may be quarantined for a moment
 
 
@@ -28,15 +31,30 @@ class Rates:
             self.tokens_per_second += weight * (tokens / seconds - self.tokens_per_second)
 
 
+class Living(Protocol):
+    """What runs on a thread of its own."""
+
+    @property
+    def alive(self) -> bool: ...
+
+
 class Pulse:
     """Names the part of a worker that makes no progress, and says when only a new start helps."""
 
-    def __init__(self, step_limit_seconds: float, quarantine_share: float, gaps: Gaps):
+    def __init__(
+        self,
+        step_limit_seconds: float,
+        quarantine_share: float,
+        gaps: Gaps,
+        engine: Living | None = None,  # None: it has no thread that could end
+    ):
         self._step_limit = step_limit_seconds
         self._quarantine_share = quarantine_share
         self._gaps = gaps
+        self._engine = engine
         self._step_since: float | None = None
         self._over_since: float | None = None
+        self._leaking_since: float | None = None
         self._failed_steps = 0
         self._last_error = ""
 
@@ -48,18 +66,36 @@ class Pulse:
         self._failed_steps = self._failed_steps + 1 if error else 0
         self._last_error = error
 
-    def stuck(self, now: float, pool: PagePool) -> str:
-        """ "" when well; else one sentence for /health."""
-        over = pool.quarantined > self._quarantine_share * pool.page_count
-        self._over_since = (self._over_since or now) if over else None
+    def stuck(self, now: float, pool: PagePool, idle: bool = False) -> str:
+        """ "" when well; else one sentence for /health. `idle`: nothing is there to hold a page."""
+        return self._engine_stuck(now) or self._pool_stuck(now, pool, idle)
+
+    def _engine_stuck(self, now: float) -> str:
+        if self._engine is not None and not self._engine.alive:
+            return "engine: its thread has ended"
         if self._step_since is not None and now - self._step_since > self._step_limit:
             return f"engine: a step has been running for {now - self._step_since:.0f} s"
         if self._failed_steps >= FAILED_STEPS:
             return f"engine: {self._failed_steps} steps failed, the last with {self._last_error}"
+        return ""
+
+    def _pool_stuck(self, now: float, pool: PagePool, idle: bool) -> str:
+        over = pool.quarantined > self._quarantine_share * pool.page_count
+        self._over_since = _since(self._over_since, over, now)
         if self._over_since is not None and now - self._over_since > QUARANTINE_SECONDS:
             return f"page pool: {pool.quarantined} of {pool.page_count} pages are quarantined"
+        self._leaking_since = _since(self._leaking_since, idle and pool.held > 0, now)
+        if self._leaking_since is not None and now - self._leaking_since > LEAK_SECONDS:
+            return f"page pool: {pool.held} of {pool.page_count} pages are held, and nothing runs"
         return ""
 
     def take_longest_gap(self) -> float:
         """Longest time the loop did not listen, since last asked (seconds)."""
         return self._gaps.take()
+
+
+def _since(before: float | None, holds: bool, now: float) -> float | None:
+    """Since when something has held without a break; None while it does not."""
+    if not holds:
+        return None
+    return now if before is None else before

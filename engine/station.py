@@ -46,6 +46,9 @@ class NamedPlane(Protocol):
     @property
     def path(self) -> str: ...
 
+    @property
+    def wake(self) -> int: ...
+
 
 AnyPlane = TypeVar("AnyPlane", bound=NamedPlane)
 
@@ -72,6 +75,7 @@ class Station:
     pulse: Pulse
     gaps: Gaps
     context_length: int
+    plane_wake: int  # a descriptor to wait on, or -1
 
     def facts(self) -> dict[str, str | int]:
         """What is in use, for the ready line (rule 4: nothing falls back in silence)."""
@@ -93,6 +97,8 @@ class Station:
         """The loop, until told to stop or stuck; the exit status."""
         sys.setswitchinterval(SWITCH_SECONDS)
         wanted = (self.loaded.engine.fileno(), *lifeline.filenos())
+        if self.plane_wake >= 0:
+            wanted += (self.plane_wake,)
         clock = SystemClock()
         told: list[float] = []  # when it became stuck, and the routers were told
 
@@ -150,10 +156,19 @@ def open_station(
         Blocks(pool, compatibility, settings.page_slots),
         compatibility,
         description,
-        Membership(mailbox, config.routers, description, pool, settings.beat_seconds),
-        Pulse(STEP_LIMIT_SECONDS, QUARANTINE_SHARE, gaps),
+        Membership(
+            mailbox,
+            config.routers,
+            description,
+            pool,
+            settings.beat_seconds,
+            lambda: plane.path,
+            lambda: mailbox.counts("mailbox "),
+        ),
+        Pulse(STEP_LIMIT_SECONDS, QUARANTINE_SHARE, gaps, loaded.engine),
         gaps,
         context,
+        plane.wake,
     )
     return station, plane
 

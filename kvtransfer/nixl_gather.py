@@ -217,6 +217,7 @@ class Gather:
         read.gathered = False
         read.posted = 0
         read.ends, _ = split(read.remote, read.local, self._most_bytes // self._page_bytes)
+        read.parts = len(read.ends)
 
     def _end(self, number: int, part: _Part) -> None:
         del self._parts[number]

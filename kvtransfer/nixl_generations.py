@@ -18,15 +18,17 @@ GROUP = 64  # generations
 GROUP_BYTES = GROUP * 8
 NEAR = 32  # groups between two that are read too: 16 KB cost less than a second descriptor
 FEW = 8  # pages for which Python beats numpy
+LITTLE = 32 << 10  # bytes: so many generations are read whole, or less than 1/128 of the pages
 AREA_GROUPS = 1024
 
 
 def generation_rows(address: int, page_count: int) -> list[Row]:
-    """A peer's generations as descriptors of one group each."""
+    """A peer's generations as descriptors of one group each, and behind them one of all."""
     size = group_words(page_count) * 8
-    whole = group_count(page_count) - 1
+    ascending = group_count(page_count) - 1
     last = (address + page_count * 8 - size, size, 0, size, 1)
-    return [(address, size, 0, size, whole), last] if whole else [last]
+    whole = (address, page_count * 8, 0, page_count * 8, 1)
+    return [(address, size, 0, size, ascending), last, whole] if ascending else [last, whole]
 
 
 def group_words(page_count: int) -> int:
@@ -42,11 +44,16 @@ class Groups:
     """Which groups some pages lie in, ascending, and each page's word among them."""
 
     numbers: Indices
-    places: list[int] | NDArray[numpy.int64]
+    places: list[int] | NDArray[numpy.signedinteger]
+    room: int  # in groups, where they land
+    whole: bool = False  # the one descriptor of all generations
 
 
-def groups_of(pages: Indices, page_count: int) -> Groups:
-    last = group_count(page_count) - 1
+def groups_of(pages: Indices, page_count: int, page_bytes: int) -> Groups:
+    count = group_count(page_count)
+    if len(pages) > FEW and page_count * 8 <= max(LITTLE, len(pages) * page_bytes // 128):
+        return Groups(numpy.array([count], dtype=numpy.int32), pages, count, whole=True)
+    last = count - 1
     last_start = page_count - group_words(page_count)
     if len(pages) <= FEW:
         listed = pages.tolist()
@@ -57,7 +64,7 @@ def groups_of(pages: Indices, page_count: int) -> Groups:
             for page in listed
             for number in (page // GROUP,)
         ]
-        return Groups(numpy.array(numbers, dtype=numpy.int32), places)
+        return Groups(numpy.array(numbers, dtype=numpy.int32), places, len(numbers))
     of_page = pages // GROUP
     touched = numpy.zeros(last + 1, dtype=numpy.bool_)
     touched[of_page] = True
@@ -69,14 +76,15 @@ def groups_of(pages: Indices, page_count: int) -> Groups:
     starts = of_page * GROUP
     starts[of_page == last] = last_start
     numbers = numpy.flatnonzero(touched).astype(numpy.int32)
-    return Groups(numbers, ranks[of_page] * GROUP + (pages - starts))
+    return Groups(numbers, ranks[of_page] * GROUP + (pages - starts), len(numbers))
 
 
 @dataclass(slots=True, eq=False)
 class _Area:
     words: NDArray[numpy.uint64]
     free: list[tuple[int, int]]  # stretches of groups: first and how many; ascending
-    prepared: dict[int, Any] = field(default_factory=dict)  # lists by words per group
+    # Lists by where they begin, in bytes (-1: every group), and words per descriptor.
+    prepared: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +137,22 @@ class Landing:
                 merged.append((first, length))
         room.area.free = merged
 
-    def indices(self, room: Room, part: slice) -> Indices:
-        """Where part of a room's groups lie among its area's descriptors."""
-        return self._numbers[room.first + part.start : room.first + part.stop]
-
-    def prepared(self, room: Room, words: int) -> Any:
-        """The area's groups as descriptors of `words` generations: a small pool has fewer."""
+    def groups(self, room: Room, part: slice, words: int) -> tuple[Any, Indices]:
+        """A list of ours, and part of a room's groups in it, of `words` generations each."""
         area = room.area
-        if words not in area.prepared:
+        if (-1, words) not in area.prepared:
             rows = [(area.words.ctypes.data, words * 8, 0, GROUP_BYTES, len(area.words) // GROUP)]
-            area.prepared[words] = self._lists.prepare(LOCAL, rows)
-        return area.prepared[words]
+            area.prepared[-1, words] = self._lists.prepare(LOCAL, rows)
+        numbers = self._numbers[room.first + part.start : room.first + part.stop]
+        return area.prepared[-1, words], numbers
+
+    def whole(self, room: Room, words: int) -> tuple[Any, Indices]:
+        """The same for a room as one descriptor; rooms begin at the same few places again."""
+        area, at = room.area, room.first * GROUP_BYTES
+        if (at, words) not in area.prepared:
+            rows = [(area.words.ctypes.data + at, words * 8, 0, words * 8, 1)]
+            area.prepared[at, words] = self._lists.prepare(LOCAL, rows)
+        return area.prepared[at, words], self._numbers[:1]
 
     def close(self) -> None:
         self._areas.clear()

@@ -48,6 +48,7 @@ class NixlPlane:
     """Pages readable and read through one NIXL agent."""
 
     name = "nixl"
+    wake = -1
 
     def __init__(self, settings: PlaneSettings) -> None:
         self._library = ucx.load()
@@ -167,9 +168,7 @@ class NixlPlane:
         self._targets.take(ours)
         self._tickets += 1
         read = Read(self._tickets, peer, theirs, ours, wanted, ends, gathered)
-        if wanted is not None:
-            read.phase = Phase.BEFORE
-            self._reading.find_generations(read)
+        self._reading.begin(read, Phase.DATA if wanted is None else Phase.BEFORE)
         self._reads[self._tickets] = read
         return self._tickets
 
@@ -239,15 +238,15 @@ class NixlPlane:
     def _post(self) -> None:
         until = time.perf_counter() + POSTING_SECONDS
         waiting = list(self._reads.values())
-        while waiting and time.perf_counter() < until:
-            waiting = [read for read in waiting if self._wants_post(read)]
+        while waiting := [read for read in waiting if self._wants_post(read)]:
             for read in waiting:
                 self._post_one(read)
                 if time.perf_counter() >= until:
                     break
-            for read in waiting[:1]:  # whoever was served first is served last next time
-                if read.ticket in self._reads:
-                    self._reads[read.ticket] = self._reads.pop(read.ticket)
+            first = waiting[0].ticket  # whoever was served first is served last next time
+            self._reads[first] = self._reads.pop(first)
+            if time.perf_counter() >= until:
+                return
 
     def _wants_post(self, read: Read) -> bool:
         self._reading.advance(read)
@@ -263,8 +262,8 @@ class NixlPlane:
 
     def _completions(self) -> list[Completion]:
         completions: list[Completion] = []
-        for read in list(self._reads.values()):
-            if not read.reported and (read.done or read.failed):
+        for read in [read for read in self._reads.values() if read.done or read.failed]:
+            if not read.reported:
                 if self._gather and read.asks:
                     self._gather.drop(read)
                 generations = () if read.failed else read.generations()

@@ -45,6 +45,7 @@ class Read:
     groups: Groups | None = None
     room: Room | None = None  # where its generations land
     posted: int = 0  # parts of this phase
+    parts: int = 0  # of this phase in all
     asks: int = 0  # parts that travel through staging, not yet in our pages
     transfers: list[Transfer] = field(default_factory=list)  # posted, end not yet known
     failed: str = ""
@@ -55,12 +56,6 @@ class Read:
     def quiet(self) -> bool:
         """Staging is written by NIXL, pages by us: what is gathered is quiet once it failed."""
         return not self.transfers and not self.stuck
-
-    @property
-    def parts(self) -> int:
-        if self.phase is Phase.DATA:
-            return len(self.ends)
-        return -(-len(self.groups.numbers) // GROUPS_PER_POST) if self.groups else 0
 
     @property
     def wants_post(self) -> bool:
@@ -85,12 +80,12 @@ class Read:
 
 
 def split(remote: Indices, local: Indices, most: int) -> tuple[list[int], int]:
-    """Ends of parts of at most `most` pages and PIECES_PER_POST pieces; how many pieces in all."""
+    """Ends of parts of at most `most` pages and PIECES_PER_POST pieces; pieces in all, or more."""
     count = len(remote)
-    if count == 1:
-        return [1], 1
-    breaks = numpy.flatnonzero((numpy.diff(remote) != 1) | (numpy.diff(local) != 1)) + 1
     most = max(1, min(most, PAGES_PER_POST))
+    if most <= PIECES_PER_POST:  # wherever they lie: not worth looking
+        return [*range(most, count, most), count], count
+    breaks = numpy.flatnonzero((numpy.diff(remote) != 1) | (numpy.diff(local) != 1)) + 1
     ends: list[int] = []
     end = 0
     while end < count:
@@ -126,8 +121,11 @@ class Reading:
             numbers = read.groups.numbers
             start = read.posted * GROUPS_PER_POST
             part = slice(start, min(start + GROUPS_PER_POST, len(numbers)))
-            ours = self._landing.prepared(read.room, read.peer.group_words)
-            local, remote = self._landing.indices(read.room, part), numbers[part]
+            remote = numbers[part]
+            if read.groups.whole:
+                ours, local = self._landing.whole(read.room, read.peer.words.page_count)
+            else:
+                ours, local = self._landing.groups(read.room, part, read.peer.group_words)
             theirs = read.peer.generations
         read.posted += 1
         transfer = self._transfers.start(read.peer, ours, local, theirs, remote)
@@ -138,21 +136,27 @@ class Reading:
 
     def advance(self, read: Read) -> None:
         """Begin the next phase where this one has ended."""
-        if read.failed or read.transfers or read.asks or read.posted < read.parts or read.done:
+        if read.failed or read.done or read.transfers or read.asks or read.posted < read.parts:
             return
         if read.phase is Phase.BEFORE:
             assert read.room and read.groups and read.expected is not None
             if (read.room.values(read.groups) != read.expected).any():
                 read.failed = STALE
                 return
-        read.phase = NEXT[read.phase]
-        read.posted = 0
-        if read.phase is Phase.AFTER and read.room is None:
-            self.find_generations(read)
+        self.begin(read, NEXT[read.phase])
 
-    def find_generations(self, read: Read) -> None:
-        read.groups = groups_of(read.remote, read.peer.words.page_count)
-        read.room = self._landing.take(len(read.groups.numbers))
+    def begin(self, read: Read, phase: Phase) -> None:
+        read.phase = phase
+        read.posted = 0
+        if phase is Phase.DATA:
+            read.parts = len(read.ends)
+            return
+        if read.groups is None or read.room is None:
+            words = read.peer.words
+            read.groups = groups_of(read.remote, words.page_count, words.page_bytes)
+            read.room = self._landing.take(read.groups.room)
+        groups = len(read.groups.numbers)
+        read.parts = 0 if phase is Phase.DONE else -(-groups // GROUPS_PER_POST)
 
     def forget(self, read: Read) -> None:
         """It has ended and is quiet."""

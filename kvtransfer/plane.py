@@ -97,6 +97,11 @@ class Plane(Protocol):
         ...
 
     @property
+    def wake(self) -> int:
+        """A descriptor that is readable when `progress` has something to do; -1: there is none."""
+        ...
+
+    @property
     def busy(self) -> bool:
         """Reads are open here, or (where the plane knows) a peer is being served."""
         ...

@@ -35,7 +35,7 @@ from .words import (
     Fault,
     Offence,
     Refusals,
-    foreign_block,
+    objection_to_content,
     objection_to_handoff,
     objection_to_published,
 )
@@ -67,7 +67,7 @@ class Reader:
         self._unchecked = digest_queue(compatibility, digests)
         self._refusals = Refusals()
         self._by_ticket: dict[int, Incoming] = {}
-        self._unquiet: set[int] = set()
+        self._unquiet: dict[int, Incoming] = {}
         self._renew_at = 0.0
         self._refused: tuple[Incoming, int, int] | None = None  # who, and at which revision
         self.complete: list[Incoming] = []  # taken by the server
@@ -84,9 +84,9 @@ class Reader:
         return [one for one in self.incoming.values() if one.state is ReadState.WAITING]
 
     @property
-    def active(self) -> bool:
-        """Reads are open, or will be as soon as the holder publishes."""
-        return bool(self._by_ticket) or bool(self._unquiet)
+    def open_reads(self) -> dict[int, Incoming]:
+        """By ticket, those included that nobody waits for any more."""
+        return self._unquiet | self._by_ticket
 
     # --- what others say -----------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Reader:
         self._collect(now)
         self._check(now)
         for ticket in [ticket for ticket in self._unquiet if self._plane.quiet(ticket)]:
-            self._unquiet.discard(ticket)
+            del self._unquiet[ticket]
             self._pool.quiet(("read", ticket))
         self._admit(allowance, now)
         tickets = len(self._by_ticket)
@@ -265,7 +265,7 @@ class Reader:
     def _vet(self, incoming: Incoming) -> bool:
         """Is every block published so far one of this prompt? Asked once the two workers are known
         to fit: otherwise that is the reason to give."""
-        fault = foreign_block(incoming)
+        fault = objection_to_content(incoming, self._unchecked is not None)
         if fault is not None:
             self._object(incoming, fault)
         return fault is None
@@ -277,7 +277,7 @@ class Reader:
         if completion.quiet:
             self._pool.quiet(("read", completion.ticket))
         else:
-            self._unquiet.add(completion.ticket)
+            self._unquiet[completion.ticket] = incoming
         read = incoming.reads.pop(completion.ticket, None)
         if read is None:
             return  # ended before; only the quiet above mattered
@@ -330,8 +330,7 @@ class Reader:
         return blockhash.extend(root, prefill.token_ids, self._settings.page_slots)
 
     def _published(self, incoming: Incoming, message: Published, now: float) -> None:
-        checked, vocabulary = self._unchecked is not None, self._settings.vocabulary
-        fault = objection_to_published(incoming, message, checked, vocabulary)
+        fault = objection_to_published(incoming, message, self._settings.vocabulary)
         if fault is not None:
             self._object(incoming, fault)
             return

@@ -122,6 +122,7 @@ class ShmPlane:
     """Reads peers' pages out of their memory files."""
 
     name = "shm"
+    wake = -1
     holder_poll_seconds = float("inf")
     path = "shm (memory file of the peer, copied by the reader)"
 

@@ -12,6 +12,7 @@ from .plane import OutsidePool, PlaneError
 MOST_PAGES = 1 << 18  # in one read, where pages are asked for by a frame
 Indices = NDArray[numpy.int32]
 Counters = NDArray[numpy.uint64]
+FEW = 64  # pages for which plain Python beats numpy
 
 
 class Targets:
@@ -23,8 +24,15 @@ class Targets:
 
     def __init__(self, page_count: int) -> None:
         self._places = numpy.zeros(page_count, dtype=numpy.int32)  # in its read, from 1; 0: free
+        self._cells = memoryview(self._places)
 
     def take(self, local: Indices) -> None:
+        if len(local) <= FEW:
+            few = local.tolist()
+            if not any(map(self._cells.__getitem__, few)) and len(set(few)) == len(few):
+                for page in few:
+                    self._cells[page] = 1
+                return
         if (taken := self._places[local]).any():
             page = int(local[taken != 0][0])
             raise PlaneError(f"local page {page} is still the target of another read")
@@ -36,7 +44,11 @@ class Targets:
             raise PlaneError("a local page is named twice in one read")
 
     def give_back(self, local: Indices) -> None:
-        self._places[local] = 0
+        if len(local) > FEW:
+            self._places[local] = 0
+        else:
+            for page in local.tolist():
+                self._cells[page] = 0
 
 
 def page_indices(pages: Sequence[int] | Indices, page_count: int, whose: str) -> Indices:
@@ -44,6 +56,8 @@ def page_indices(pages: Sequence[int] | Indices, page_count: int, whose: str) ->
     if len(pages) == 0:
         raise PlaneError("a read of no pages")
     try:
+        if len(pages) <= FEW and 0 <= min(pages) and max(pages) < page_count:
+            return numpy.array(pages, dtype=numpy.int32)
         wide = numpy.asarray(pages, dtype=numpy.int64)
     except (OverflowError, TypeError, ValueError) as error:
         raise PlaneError(f"{whose} page ids are not numbers: {error}") from error

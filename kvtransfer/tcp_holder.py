@@ -61,20 +61,21 @@ class _Reader:
     nonce: bytes
     opened: float
     heard: bytearray = field(default_factory=bytearray)
+    watched: int = select.EPOLLIN
     answer: Buffers | None = None  # on its way out
     stale: int = -1  # ticket whose later asks are refused too
 
 
 class Holder:
-    """Listens, and serves every proven reader in turn."""
+    """Listens, and serves every proven reader in turn. `poll` is the plane's."""
 
-    def __init__(self, settings: PlaneSettings) -> None:
+    def __init__(self, settings: PlaneSettings, poll: select.epoll) -> None:
         self._memory = settings.memory
         self._pages = page_bytes_view(settings.memory)
         self._generations = generations_array(settings.memory)
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._listener = listening(settings.host)
-        self._poll = select.epoll()
+        self._poll = poll
         self._poll.register(self._listener, select.EPOLLIN)
         self._readers: dict[int, _Reader] = {}  # proven, by descriptor
         self._strangers: dict[int, _Reader] = {}  # not yet, oldest first
@@ -93,13 +94,17 @@ class Holder:
     def connections(self) -> int:
         return len(self._readers) + len(self._strangers)
 
-    def progress(self, most_bytes: int, until: float) -> None:
-        """Hear everybody, then send until so many bytes are out or the time has come."""
-        for descriptor, _ in self._poll.poll(0):
-            if descriptor == self._listener.fileno():
-                self._accept()
-            elif reader := self._readers.get(descriptor) or self._strangers.get(descriptor):
+    def hear(self, descriptor: int, events: int) -> None:
+        """What epoll says of one of our descriptors; of others nothing."""
+        if descriptor == self._listener.fileno():
+            self._accept()
+        elif events & ~select.EPOLLOUT:
+            reader = self._readers.get(descriptor) or self._strangers.get(descriptor)
+            if reader is not None:
                 self._hear(reader)
+
+    def progress(self, most_bytes: int, until: float) -> None:
+        """Send until so many bytes are out or the time has come."""
         if self._strangers:
             self._end_silent(monotonic())
         full: list[_Reader] = []
@@ -111,6 +116,8 @@ class Holder:
                 full.append(reader)
             elif self._has_work(reader):
                 self._serving.append(reader)
+            else:
+                self._watch(reader, select.EPOLLIN)
             if perf_counter() > until:
                 break
         self._serving.extend(full)
@@ -121,7 +128,6 @@ class Holder:
         self._readers.clear()
         self._strangers.clear()
         self._serving.clear()
-        self._poll.close()
         self._listener.close()
 
     # Connections
@@ -173,6 +179,11 @@ class Holder:
         reader.answer = None
         reader.socket.close()  # epoll forgets it by itself
 
+    def _watch(self, reader: _Reader, events: int) -> None:
+        if reader.watched != events and reader.socket.fileno() >= 0:
+            self._poll.modify(reader.socket, events)
+            reader.watched = events
+
     # Hearing
 
     def _hear(self, reader: _Reader) -> None:
@@ -195,6 +206,8 @@ class Holder:
             return
         if self._has_work(reader) and reader not in self._serving:
             self._serving.append(reader)
+            # Room to send is what wakes the loop then; asks behind this one would not let it sleep.
+            self._watch(reader, select.EPOLLOUT)
 
     def _has_whole(self, reader: _Reader) -> bool:
         """A whole ask was heard. Meets strangers on the way. Raises ValueError."""

@@ -7,6 +7,7 @@ is received into a scratch buffer.
 
 import os
 import secrets
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .tcp_wire import (
 )
 
 RECEIVE_BYTES = 1 << 20  # in one system call
+WAKE_BYTES = 256 << 10  # of a body, before its arrival is worth waking for
 SCRATCH_BYTES = 256 << 10
 
 
@@ -69,6 +71,7 @@ class Link:
         self.ahead = 0  # bytes asked for and not yet here
         self._parts: deque[Part] = deque()  # without an answer, oldest first
         self._unsent = bytearray()
+        self._lazy = False  # not readable before `WAKE_BYTES` are there
         self._small = memoryview(bytearray(max(GREETING_BYTES, PROOF_BYTES)))
         self._header = self._small[:GREETING_BYTES]  # or the handshake's next frame
         self._filling = Buffers([self._header])
@@ -77,10 +80,8 @@ class Link:
         self._scratch = memoryview(bytearray(0))
         self._socket = connecting(words.host, words.port)
 
-    @property
-    def waiting(self) -> bool:
-        """Something is to come, or to go."""
-        return bool(self._parts) or not self.ready
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
@@ -89,7 +90,6 @@ class Link:
         self._parts.append(part)
         self.ahead += part.length
         self._unsent += frame
-        self._flush()
 
     def forget(self, ticket: int) -> None:
         """No byte of this ticket lands in its pages any more."""
@@ -104,7 +104,7 @@ class Link:
 
         Raises LinkLost or Forged, after all that came before.
         """
-        self._flush()
+        self.flush()
         while most_bytes > 0:
             if self._filling.left:
                 if not (received := self._receive(min(RECEIVE_BYTES, most_bytes))):
@@ -131,9 +131,17 @@ class Link:
         if not received:
             raise LinkLost("it closed the connection")
         self._filling.advance(received)
+        if self._lazy and self._filling.left < WAKE_BYTES:
+            self._wake_at(1)
         return received
 
-    def _flush(self) -> None:
+    def _wake_at(self, least: int) -> None:
+        """Be readable from so many bytes on. As many must be on their way for sure."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        self._lazy = least > 1
+
+    def flush(self) -> None:
+        """Send what was asked. All of it at once: each call costs the wire a packet."""
         if self._unsent and self.ready:
             try:
                 del self._unsent[: self._socket.send(self._unsent)]
@@ -159,7 +167,7 @@ class Link:
             raise Forged("its proof is of another token")
         self.ready = True
         self._expect(ANSWER.size)
-        self._flush()
+        self.flush()
 
     def _expect(self, length: int) -> None:
         self._header = self._small[:length]
@@ -186,6 +194,8 @@ class Link:
             self._filling = Buffers(self._buffers(part))
         else:
             self._filling = Buffers(self._nowhere(length))
+        if self._filling.left >= WAKE_BYTES:
+            self._wake_at(WAKE_BYTES)
 
     def _ended(self) -> Answer:
         part, kind = self._parts.popleft(), self._kind

@@ -165,7 +165,7 @@ def listening(host: str) -> socket.socket:
         raise PlaneError(f"the tcp plane cannot listen on {host}: {error}") from error
     try:
         listener.setblocking(False)
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # before accept, for the window scale
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF) if SOCKET_BYTES else ():  # before accept, for the window scale
             listener.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
         listener.bind(address)
         listener.listen(128)
@@ -181,7 +181,7 @@ def connecting(host: str, port: int) -> socket.socket:
     socket.inet_pton(family, host.partition("%")[0])  # a name would be looked up, which blocks
     link = socket.socket(family, socket.SOCK_STREAM)
     try:
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF) if SOCKET_BYTES else ():
             link.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
         prepare(link)
         code = link.connect_ex((host, port))

@@ -70,17 +70,16 @@ def objection_to_handoff(handoff: Handoff, vocabulary: int) -> Fault | None:
     return None
 
 
-def objection_to_published(
-    incoming: Incoming, message: Published, checked: bool, vocabulary: int
-) -> Fault | None:
-    """What is wrong with this publication, but for its content (`foreign_block`)."""
+def objection_to_published(incoming: Incoming, message: Published, vocabulary: int) -> Fault | None:
+    """What is wrong with this publication, whoever sent it. `objection_to_content` is for those
+    of whom we know that they fit."""
     count, first = len(message.pages), message.first_block
     end = first + count
     columns = (message.generations, message.hashes, message.digests)
-    lengths = (count, count, count if checked else 0)
-    if tuple(map(len, columns)) != lengths:
-        said = f"{count} pages, {len(columns[0])} generations, {len(columns[1])} hashes and"
-        return Offence.BAD_LISTS, f"{said} {len(columns[2])} digests in one publication"
+    lengths = tuple(map(len, columns))
+    if lengths not in ((count, count, 0), (count, count, count)):
+        said = f"{count} pages, {lengths[0]} generations, {lengths[1]} hashes"
+        return Offence.BAD_LISTS, f"{said} and {lengths[2]} digests in one publication"
     if first < 0 or end > incoming.total:
         return Offence.OUT_OF_RANGE, f"blocks {first} to {end} of {incoming.total} are published"
     if count and min(message.pages) < 0:
@@ -131,14 +130,17 @@ def _contradiction(incoming: Incoming, message: Published) -> Fault | None:
     return None
 
 
-def foreign_block(incoming: Incoming) -> Fault | None:
+def objection_to_content(incoming: Incoming, checked: bool) -> Fault | None:
     """The first block, of those not looked at yet, that is not a block of this prompt.
 
     A full block's hash chains model, numeric class, tenant salt and every token before. A partial
-    tail has none.
+    tail has none. In checked mode each block has a digest, and in no other.
     """
     start, known = incoming.vetted, len(incoming.said_hashes)
     incoming.vetted = known
+    digests = len(incoming.digests)
+    if digests != (known if checked else 0):
+        return Offence.BAD_LISTS, f"{known} blocks and {digests} digests were published"
     ours = incoming.hashes[start:known]
     ours += [b""] * (known - start - len(ours))
     if ours == incoming.said_hashes[start:known]:

@@ -91,6 +91,7 @@ class ZmqPlane:
     """Reads peers' pages over ZeroMQ and lets peers read ours."""
 
     name = "zmq"
+    wake = -1
     holder_poll_seconds = 0.0005  # the holder sends the bodies itself
 
     def __init__(self, settings: PlaneSettings, note: str = "") -> None:

@@ -23,6 +23,10 @@ class PrefillScheduler:
         self.started: list[Sequence] = []
 
     @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.started)
+
+    @property
     def waiting_tokens(self) -> int:
         """Prompt tokens not computed yet, cached ones of waiting prompts included."""
         return sum(len(one.token_ids) - one.computed for one in (*self.waiting, *self.started))

@@ -92,7 +92,8 @@ class PrefillWorker:
                 self._open_leases(step.slices, now)
                 self._engine.start(step)
                 self._pulse.step_started(now)
-        self.stuck = self._pulse.stuck(now, self._blocks.pool)
+        idle = self._scheduler.idle and not self._holder.leases
+        self.stuck = self._pulse.stuck(now, self._blocks.pool, idle)
         due = min(due, self._membership.beat(now, self._state, self._counters, self.stuck))
         if self._holder.has_published:
             due = min(due, now + self._plane.holder_poll_seconds)
@@ -277,4 +278,6 @@ class PrefillWorker:
         }
         for (state, event), count in self._holder.moves.counts.items():
             counters[f"handover {state.value}: {event.value}"] = count
+        for offence, count in self._holder.refused_words.items():
+            counters[f"refused words: {offence}"] = count
         return counters

@@ -4,11 +4,14 @@ Workers publish what they are and how loaded they are to every router (soft stat
 a worker. A worker may start before its router: the Hello goes out when the link comes up.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 
 from .messages import Drain, Hello, Identify, Message, Peer, Status, WorkerDescription, WorkerState
 from .pages import PagePool
 from .seams import Connected, Disconnected, Transport
+
+log = logging.getLogger("penstock.worker")
 
 
 class Membership:
@@ -21,12 +24,18 @@ class Membership:
         description: WorkerDescription,
         pool: PagePool,
         beat_seconds: float,
+        lane: Callable[[], str] | None = None,
+        counts: Callable[[], Mapping[str, float]] = dict,
     ):
+        """`lane`: what the plane really uses by now; `counts`: of what the worker stands on."""
         self._transport = transport
         self._routers = routers
         self._description = description
         self._pool = pool
         self._beat_seconds = beat_seconds
+        self._lane = lane or (lambda: description.transport)
+        self._known_lane = description.transport
+        self._counts = counts
         self._next_beat = 0.0
         self.connected: set[str] = set()
         for endpoint in routers:
@@ -58,8 +67,12 @@ class Membership:
         if now >= self._next_beat:
             self._next_beat = now + self._beat_seconds
             added, removed = self._pool.changes()
+            if (lane := self._lane()) != self._known_lane:
+                self._known_lane = lane
+                log.info("%s moves pages by %s", self._transport.me.name, lane)
             if self.connected:
-                self._tell(Status(state(), added, removed, counters(), stuck))
+                counted = {**counters(), **self._counts()}
+                self._tell(Status(state(), added, removed, counted, stuck, lane))
         return self._next_beat
 
     def leave(self) -> None:

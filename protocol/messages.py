@@ -306,8 +306,9 @@ class Hello(Struct, frozen=True, tag="hello", array_like=True):
 class Status(Struct, frozen=True, tag="status", array_like=True):
     """Worker to router, several times a second: load, cache changes, health, counters.
 
-    `stuck` names the part that makes no progress ("" when well). A router that does not know the
-    sender answers Identify.
+    `stuck` names the part that makes no progress ("" when well), `transport` what the plane really
+    uses, which some know only after a first connection. A router that does not know the sender
+    answers Identify.
     """
 
     state: WorkerState
@@ -315,6 +316,7 @@ class Status(Struct, frozen=True, tag="status", array_like=True):
     cached_removed: list[bytes]
     counters: dict[str, float]
     stuck: str = ""
+    transport: str = ""  # "" = as described in the Hello
 
 
 class Identify(Struct, frozen=True, tag="identify", array_like=True):

@@ -114,11 +114,11 @@ class Reception:
     ) -> None:
         self._counters.garbage += 1
         self._counters.other_revisions += isinstance(error, codec.WrongRevision)
-        address = str(header.get("Peer-Address"))
+        address, descriptor = _origin(header)
         who = f"{sender.name} at {sender.endpoint}" if sender is not None else address
         if self._said.first((who, type(error))):
             log.warning("closing the connection of %s: %s", who, error)
-        if _hang_up(int(header.get(zmq.SRCFD)), address, self.port):
+        if _hang_up(descriptor, address, self.port):
             self._counters.closed += 1
             # A descriptor's number is used again: it may be another peer's when the next garbage
             # of this connection is read. A routing id that a peer chose itself may come again.
@@ -144,6 +144,14 @@ def _open(context: zmq.Context, host: str, port: int, key: ClusterKey | None) ->
         opened.close(0)
         raise
     return opened
+
+
+def _origin(frame: zmq.Frame) -> tuple[str, int]:
+    """Address and descriptor a frame came from; who speaks a ZeroMQ older than 4 leaves neither."""
+    try:
+        return str(frame.get("Peer-Address")), int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return "a stranger that speaks an old ZeroMQ", -1
 
 
 def _hang_up(descriptor: int, address: str, port: int) -> bool:

@@ -22,7 +22,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import zmq
 
@@ -111,6 +111,11 @@ class Mailbox:
     def strangers(self) -> int:
         """Connections refused because they hold another key."""
         return self._gate.strangers if self._gate is not None else 0
+
+    def counts(self, prefix: str) -> dict[str, float]:
+        """Every counter by its name behind a prefix."""
+        counted = asdict(self.counters) | {"strangers": self.strangers}
+        return {prefix + name: count for name, count in counted.items()}
 
     @property
     def me(self) -> Peer:

@@ -39,10 +39,15 @@ class Worker:
     counters: dict[str, float] = field(default_factory=dict)
     bookings: dict[tuple[int, int], Booking] = field(default_factory=dict)
     stuck: str = ""
+    lane: str = ""  # what its plane really uses, once it said so
 
     @property
     def role(self) -> Role:
         return self.description.role
+
+    @property
+    def transport(self) -> str:
+        return self.lane or self.description.transport
 
     @property
     def usable(self) -> bool:
@@ -82,12 +87,17 @@ class Misfit:
 
 
 class Fleet:
-    """All workers by endpoint. Those that do not fit the first one are named, and not used."""
+    """All workers by endpoint. Those that do not fit the first one are named, and not used.
+
+    One that says nothing for too long although its link stands hangs: it is not used, and named
+    until it is heard again or its link breaks.
+    """
 
     def __init__(self, silence_seconds: float):
         self._silence_seconds = silence_seconds
         self.workers: dict[str, Worker] = {}
         self.misfits: dict[str, Misfit] = {}
+        self.hanging: dict[str, Worker] = {}
         self.joined = 0
         self.left = 0
         self.last_loss = float("-inf")
@@ -122,6 +132,7 @@ class Fleet:
     def hello(self, peer: Peer, message: Hello, now: float) -> bool:
         """A worker joins, or says again what it is. False: it does not fit, see `misfits`."""
         self.misfits.pop(peer.endpoint, None)
+        self.hanging.pop(peer.endpoint, None)
         before = self.workers.get(peer.endpoint)
         others = [one for one in self.workers.values() if one is not before]
         if others:
@@ -148,6 +159,7 @@ class Fleet:
         worker.heard = now
         worker.state = message.state
         worker.stuck = message.stuck
+        worker.lane = message.transport
         worker.counters = message.counters or worker.counters
         worker.cached.difference_update(message.cached_removed)
         worker.cached.update(message.cached_added)
@@ -161,14 +173,22 @@ class Fleet:
             worker.state = state
 
     def lost(self, endpoint: str, now: float) -> Worker | None:
-        """Its link broke, or it said nothing for too long."""
+        """Its link broke, or it is leaving."""
         self.misfits.pop(endpoint, None)
+        self.hanging.pop(endpoint, None)
         worker = self.workers.pop(endpoint, None)
         if worker is not None:
             self.left += 1
             self.last_loss = now
         if not self.workers:
             self.misfits.clear()  # there is nothing left to differ from: their next word is heard
+        return worker
+
+    def hangs(self, endpoint: str, now: float) -> Worker | None:
+        """It said nothing for too long."""
+        worker = self.lost(endpoint, now)
+        if worker is not None:
+            self.hanging[endpoint] = worker
         return worker
 
     def silent(self, now: float) -> list[str]:

@@ -1,7 +1,7 @@
 """Is the cluster well? Pure: a function of the fleet's books and the time.
 
-Ready = a request can be placed now. Well = ready, and nobody says that a part of it is stuck. A
-worker that hangs says nothing; it leaves the books when its silence is noticed (fleet.silent).
+Ready = a request can be placed now. Well = ready, and no worker says that a part of it is stuck, or
+says nothing at all.
 """
 
 from typing import Any
@@ -30,11 +30,15 @@ def health(fleet: Fleet, now: float, more: dict[str, Any]) -> tuple[bool, dict[s
     """Well or not, why not, and every worker with what it uses (rule 4)."""
     able, fields = ready(fleet)
     stuck = [f"{one.peer.name}: {one.stuck}" for one in fleet.workers.values() if one.stuck]
+    hanging = [
+        f"{one.peer.name}: loop: said nothing for {now - one.heard:.1f} s"
+        for one in fleet.hanging.values()
+    ]
     missing = [] if able else [MISSING.format(fields["usable_workers"] or "none")]
-    well = able and not stuck
+    well = able and not stuck and not hanging
     return well, {
         "status": "well" if well else "unwell",
-        "reasons": stuck + missing,
+        "reasons": stuck + hanging + missing,
         "not_used": [f"{one.peer.name}: {one.reason}" for one in fleet.misfits.values()],
         **fields,
         **more,
@@ -49,7 +53,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "role": worker.role,
         "stuck": worker.stuck,
         "heard_seconds_ago": round(now - worker.heard, 3),
-        "transport": described.transport,
+        "transport": worker.transport,
         "kernels": described.kernels,
         "device": described.device,
         "numeric_class": described.compatibility.numeric_class,
@@ -58,4 +62,5 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "quarantined_pages": worker.state.quarantined_pages,
         "running": worker.state.running,
         "waiting": worker.state.waiting,
+        "booked": len(worker.bookings),
     }

@@ -46,7 +46,7 @@ class Inbox:
         """Time went on: silent workers, requests that wait for one."""
         if now - self._ticked < PAUSE_SECONDS:  # else it was we who heard nothing
             for endpoint in self._fleet.silent(now):
-                self._lost(endpoint, "said nothing for too long", now)
+                self._hangs(endpoint, now)
         self._ticked = now
         self._flow.tick(now)
 
@@ -101,8 +101,17 @@ class Inbox:
             log.error("%s is not used: %s", sender.name, reason)
 
     def _lost(self, endpoint: str, why: str, now: float) -> None:
+        hung = self._fleet.hanging.get(endpoint)
         worker = self._fleet.lost(endpoint, now)
         if worker is not None:
-            log.warning("%s left: %s", worker.peer.name, why)
+            self._flow.worker_lost(endpoint)
+        if (gone := worker or hung) is not None:
+            log.warning("%s left: %s", gone.peer.name, why)
             self._transport.forget(endpoint)
+
+    def _hangs(self, endpoint: str, now: float) -> None:
+        """Its link stays: it tells when the process ends, or starts to speak again."""
+        worker = self._fleet.hangs(endpoint, now)
+        if worker is not None:
+            log.error("%s hangs: it said nothing for %.1f s", worker.peer.name, now - worker.heard)
             self._flow.worker_lost(endpoint)

@@ -23,6 +23,8 @@ CONTENT_TYPE = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 STAGES = ("queue", "prefill", "transfer", "admission_wait", "first_decode_step")
 
+MAILBOX = "mailbox_"  # before the names of what the router's mailbox counts
+
 # Counters of the flow that have a name of their own: (metric, label, value). The rest is
 # penstock_flow_<name>_total.
 FLOW_NAMES = {
@@ -33,6 +35,10 @@ FLOW_NAMES = {
     "differing": ("penstock_alarms", "kind", "differing_token"),
     "repeated": ("penstock_repeated_tokens", "", ""),
     "replaced": ("penstock_placed_again", "", ""),
+    "inquired": ("penstock_inquiries", "", ""),
+    "unknown": ("penstock_unknown_answers", "", ""),
+    "overdue": ("penstock_requests_past_deadline", "", ""),
+    "inbox_faults": ("penstock_alarms", "kind", "word_not_understood"),
 }
 
 # vLLM's name -> the same in Penstock. Histograms are not repeated: use these recording names.
@@ -62,6 +68,8 @@ class WorkerView(Protocol):
     def counters(self) -> Mapping[str, float]: ...
     @property
     def stuck(self) -> str: ...
+    @property
+    def transport(self) -> str: ...
 
 
 class RouterCollector(Collector):
@@ -179,7 +187,7 @@ def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFam
 def _flow_families(numbers: Mapping[str, float]) -> Iterable[Metric]:
     families: dict[str, CounterMetricFamily] = {}
     for name, value in numbers.items():
-        metric, label, labelled = FLOW_NAMES.get(name, (f"penstock_flow_{name}", "", ""))
+        metric, label, labelled = FLOW_NAMES.get(name) or _flow_name(name)
         if metric not in families:
             text = metric.removeprefix("penstock_").replace("_", " ")
             families[metric] = CounterMetricFamily(metric, text, labels=[label] if label else [])
@@ -187,16 +195,29 @@ def _flow_families(numbers: Mapping[str, float]) -> Iterable[Metric]:
     return families.values()
 
 
+def _flow_name(name: str) -> tuple[str, str, str]:
+    """Of a number that has none of its own."""
+    if name.startswith(MAILBOX):
+        return "penstock_router_mailbox", "event", name.removeprefix(MAILBOX)
+    return f"penstock_flow_{name}", "", ""
+
+
 def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
     """Every field of WorkerState and every counter a worker names, labelled by worker and role."""
     labels = ["worker", "role"]
     families: dict[str, Metric] = {}
+    transports = GaugeMetricFamily(
+        "penstock_worker_transport_info",
+        "Always 1; what its plane really uses, as a label",
+        labels=[*labels, "transport"],
+    )
     for worker in workers:
         of = [worker.peer.name, worker.role]
         numbers: dict[str, float] = {
             field: getattr(worker.state, field) for field in WorkerState.__struct_fields__
         }
         numbers["stuck"] = 1.0 if worker.stuck else 0.0
+        transports.add_metric([*of, worker.transport], 1)
         for name, value in numbers.items():
             metric = f"penstock_worker_{name}"
             if metric not in families:
@@ -209,7 +230,7 @@ def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
             if metric not in families:
                 families[metric] = CounterMetricFamily(metric, name, labels=labels)
             families[metric].add_metric(of, value)  # pyright: ignore[reportAttributeAccessIssue]
-    return families.values()
+    return [*families.values(), transports]
 
 
 def _plain(name: str) -> str:

@@ -28,6 +28,7 @@ from .health import health, ready
 from .http_connection import Limits
 from .http_server import HttpServer
 from .inbox import Inbox
+from .metrics_page import MAILBOX
 from .openai_facts import Defaults, Facts
 
 TICK_SECONDS = 0.1
@@ -92,7 +93,7 @@ class RouterProcess:
             ready=self._ready,
             keys=keys,
             workers=lambda: self._fleet.workers.values(),
-            flow=lambda: asdict(self._flow.counters),
+            flow=self._numbers,
         )
 
     async def run(self) -> int:
@@ -131,6 +132,10 @@ class RouterProcess:
             await asyncio.sleep(TICK_SECONDS)
             self._inbox.tick(self._clock.now())
 
+    def _numbers(self) -> dict[str, float]:
+        faults = {"inbox_faults": self._inbox.faults}
+        return asdict(self._flow.counters) | faults | self._mailbox.counts(MAILBOX)
+
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         return ready(self._fleet)
 
@@ -138,6 +143,7 @@ class RouterProcess:
         more = {
             "in_flight": len(self._flow.in_flight),
             "local_prefill_tokens": self._settings.local_prefill_tokens,
+            "longest_loop_gap_seconds": round(self._app.counters.longest_gap, 3),
         }
         return health(self._fleet, self._clock.now(), more)
 

@@ -84,7 +84,11 @@ class Cluster:
         self.flow = Flow(self.mailbox, self.fleet, self.settings, lambda: self.now, 0)
         self.inbox = Inbox(self.mailbox, self.fleet, self.flow)
         self.workers: dict[str, Worker] = {}
-        counts: dict[Role, int] = dict(prefill=prefill, decode=decode, aggregated=aggregated)
+        counts: dict[Role, int] = {
+            "prefill": prefill,
+            "decode": decode,
+            "aggregated": aggregated,
+        }
         for role, count in counts.items():
             for index in range(count):
                 self.start(f"{role}-{index}", role, pages, chunk)

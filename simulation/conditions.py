@@ -10,15 +10,15 @@ from .worker import Shape
 NEVER = 10**9  # seconds or attempts
 
 LAYOUTS: list[dict[Role, int]] = [
-    dict(prefill=1, decode=1),
-    dict(prefill=1, decode=1),
-    dict(prefill=1, decode=1),
-    dict(prefill=2, decode=2),
-    dict(prefill=1, decode=2),
-    dict(prefill=2, decode=1),
-    dict(aggregated=1),
-    dict(aggregated=2),
-    dict(prefill=1, decode=1, aggregated=1),
+    {"prefill": 1, "decode": 1},
+    {"prefill": 1, "decode": 1},
+    {"prefill": 1, "decode": 1},
+    {"prefill": 2, "decode": 2},
+    {"prefill": 1, "decode": 2},
+    {"prefill": 2, "decode": 1},
+    {"aggregated": 1},
+    {"aggregated": 2},
+    {"prefill": 1, "decode": 1, "aggregated": 1},
 ]
 
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from ..protocol.messages import Published
-from .links import LinkMailbox
+from .links import Forgery, LinkMailbox
 from .memory import SLOTS
 from .traffic import Traffic
 from .world import Member, World
@@ -31,7 +30,7 @@ class Faults:
             self._slow_down: 6,
             self._burst: 5,
             self._restart_router: 3,
-            self._stall: 4,
+            self._stall: 6,
             self._another_model: 7,
             self._confuse: 12,
         }
@@ -78,6 +77,10 @@ class Faults:
         for _ in range(self._rng.randint(4, 10)):
             self._traffic.ask()
 
+    def _ask_some(self) -> None:
+        for _ in range(self._rng.choice([0, 2, 4])):
+            self._traffic.ask()
+
     # --- processes -----------------------------------------------------------------------------
 
     def _crash(self) -> None:
@@ -98,6 +101,7 @@ class Faults:
         if member := self._rng.choice(readers) if readers else self._any():
             name, role = member.name, member.shape.role
             self._chance.fault("incompatible worker", name)
+            self._ask_some()  # which are handed to it before the router knows
             self._world.crash(name, 0)
             self._world.absent.pop()
             self._world.start(name, role, compatible=False)
@@ -121,6 +125,7 @@ class Faults:
         """The clock of all goes on while nobody runs."""
         self._chance.fault("clock stall")
         self._world.now += STALL_SECONDS
+        self._ask_some()
 
     def _hold_engine(self) -> None:
         if member := self._any():
@@ -135,26 +140,30 @@ class Faults:
                 self._chance.fault("plane held", member.name)
 
     def _confuse(self) -> None:
-        """A holder names a page of other content as the next block of a lease."""
+        """A holder takes a page of other content for one of the blocks it will publish."""
         leases = [
             (member, lease)
             for member in self._world.members.values()
             if member.shape.role == "prefill"
             for lease in member.holder.leases.values()
-            if lease.published * SLOTS < len(lease.prefill.token_ids)
+            if lease.published < len(lease.prefill.token_ids) // SLOTS
         ]
         if not leases:
             return
         member, lease = self._rng.choice(leases)
-        sealed = [(page, content) for content, page in member.pool._by_hash.items()]
-        if sealed:
-            self._chance.fault("forged publication", member.name)
-            page, content = self._rng.choice(sealed)
-            digests = [] if member.digests is None else [member.digests.of(page)]
-            generation = member.pool.generation(page)
-            known = lease.published
-            forged = Published(lease.id, known, [page], [generation], [content], digests)
-            self._world.links.post(member.link, lease.reader, forged)
+        if not (sealed := [*member.pool._by_hash.values()]):
+            return
+        block = self._rng.randrange(lease.published, len(lease.prefill.token_ids) // SLOTS)
+        page = self._rng.choice(sealed)
+        pool, digests = member.pool, member.digests
+        self._chance.fault("confused holder", f"{member.name} lease {lease.id} block {block}")
+        self._world.links.forged[lease.id] = Forgery(
+            block,
+            page,
+            pool.generation(page),
+            pool.content(page),
+            [] if digests is None else [digests.of(page)],
+        )
 
     # --- links ---------------------------------------------------------------------------------
 

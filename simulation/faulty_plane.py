@@ -66,7 +66,7 @@ class PlaneOdds:
 
     wire: bool  # piecemeal and dependent on the holder; else one copy, as through shared memory
     fails: float
-    refuses: float  # `read` raises
+    refuses: float  # `read` and `add_peer` raise
     flips: float  # only where pages travel with digests
 
     @staticmethod
@@ -75,7 +75,7 @@ class PlaneOdds:
         return PlaneOdds(
             rng.random() < 0.75,
             rng.choice([0.0, 0.05, 0.2]),
-            rng.choice([0.0, 0.0, 0.03]),
+            rng.choice([0.0, 0.0, 0.05]),
             rng.choice([0.05, 0.3]) if checked else 0.0,
         )
 
@@ -104,6 +104,12 @@ class FaultyPlane(SimulatedPlane):
         return bool(self.transfers)
 
     # --- the seam ------------------------------------------------------------------------------
+
+    def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
+        if self.chance.happens(self.odds.refuses):
+            self.chance.fault("peer refused by the plane", endpoint)
+            raise PlaneError("its address cannot be reached")
+        super().add_peer(endpoint, incarnation, metadata)
 
     def remove_peer(self, endpoint: str) -> None:
         source = self.peers.get(endpoint)

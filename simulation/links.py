@@ -14,8 +14,10 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import structs
+
 from ..protocol import codec
-from ..protocol.messages import Message, Peer, Renew
+from ..protocol.messages import Message, Peer, Published, Renew
 from ..protocol.seams import Arrival, Connected, Disconnected, Received
 from .chance import Chance, Crashed
 from .network import Mailbox, Network, endpoint_of
@@ -51,6 +53,29 @@ class Odds:
     twice: float
     lost: float
     overtaken: float
+
+
+class Forgery(NamedTuple):
+    """A confused holder: one block of a lease is always said to be another page."""
+
+    block: int
+    page: int
+    generation: int
+    content: bytes
+    digests: list[int]  # one in checked mode, else none
+
+    def applied(self, said: Published) -> Published:
+        at = self.block - said.first_block
+        if not 0 <= at < len(said.pages):
+            return said
+        page, generation, content = ([one] for one in self[1:4])
+        return structs.replace(
+            said,
+            pages=[*said.pages[:at], *page, *said.pages[at + 1 :]],
+            generations=[*said.generations[:at], *generation, *said.generations[at + 1 :]],
+            hashes=[*said.hashes[:at], *content, *said.hashes[at + 1 :]],
+            digests=[*said.digests[:at], *self.digests, *said.digests[at + 1 :]],
+        )
 
 
 class LinkMailbox(Mailbox):
@@ -116,6 +141,7 @@ class Links(Network):
         self.ends: dict[str, LinkMailbox] = {}
         self.links: dict[tuple[str, str], Link] = {}
         self.strays: dict[str, list[Word]] = {}
+        self.forged: dict[int, Forgery] = {}  # by lease
         self._order = 0
         rng, level = chance.rng, chance.level
         self.odds = Odds(
@@ -190,6 +216,8 @@ class Links(Network):
     # --- words ---------------------------------------------------------------------------------
 
     def post(self, end: LinkMailbox, endpoint: str, message: Message) -> None:
+        if isinstance(message, Published) and message.lease in self.forged:
+            message = self.forged[message.lease].applied(message)
         body = codec.encode(message)
         self.chance.word(f"{end.me.name}/{end.me.incarnation}", endpoint, message, body)
         if endpoint not in self.ends:

@@ -15,6 +15,7 @@ class SimulatedPlane:
 
     name = "simulated"
     path = "simulated"
+    wake = -1
     holder_poll_seconds = 0.0005
 
     def __init__(self, memory: Memory, endpoint: str, everyone: "dict[str, SimulatedPlane]"):
@@ -36,7 +37,10 @@ class SimulatedPlane:
         return self.key.encode()
 
     def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
-        self.peers[endpoint] = self.everyone[metadata.decode()]
+        peer = self.everyone.get(metadata.decode(errors="replace"))
+        if peer is None:
+            raise PlaneError(f"{endpoint} sent the metadata of no plane")
+        self.peers[endpoint] = peer
 
     def remove_peer(self, endpoint: str) -> None:
         self.peers.pop(endpoint, None)

@@ -8,6 +8,7 @@ from ..decode.worker import DecodeWorker
 from ..decode.worker import Parts as DecodeParts
 from ..engine.chunking import Blocks
 from ..engine.health import Pulse
+from ..kvtransfer.digests import DigestQueue
 from ..kvtransfer.holder import Holder
 from ..kvtransfer.incoming import ReaderSettings
 from ..kvtransfer.moves import Moves
@@ -183,7 +184,15 @@ class Worker:
             assert isinstance(self.worker, PrefillWorker)
             yield "started sequences", len(self.scheduler.started)
             yield "leases", len(self.holder.leases) + len(self.worker._leases)
+            yield "blocks to be digested", _waiting(self.holder._undigested)
         else:
             yield "running", len(self.scheduler.running) + len(self.scheduler.filling)
             yield "incoming", len(self.reader.incoming)
             yield "reads", len(self.reader._by_ticket) + len(self.reader._unquiet)
+            paces = self.reader._paces._paces.values()
+            yield "bytes asked for", sum(pace.outstanding for pace in paces)
+            yield "blocks to be digested", _waiting(self.reader._unchecked)
+
+
+def _waiting(queue: DigestQueue | None) -> int:
+    return len(queue._waiting) if queue is not None else 0

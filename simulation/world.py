@@ -9,7 +9,7 @@ After every turn of a worker:
 - no byte of a read lands in a page that was granted again, sealed or let go (`faulty_plane.py`)
 - no loop raises, the router's inbox meets no fault, and no two workers say different tokens
 - no lease runs out that its reader renewed
-- no request is older than its deadline
+- no request is older than its deadline, and no worker finds that it leaks pages
 """
 
 from dataclasses import dataclass
@@ -221,8 +221,14 @@ class World:
         member.check()
         if member.shape.role == "prefill":
             member.check_leases(self.now)
+        self._supervise(member)
+
+    def _supervise(self, member: Member) -> None:
+        """A process that is stuck says so, ends, and is started again."""
         if not member.worker.stuck:
             member.stuck_since = -1.0
+        elif "nothing runs" in member.worker.stuck:
+            raise Violation(f"{member.name} leaks: {member.worker.stuck}")
         elif member.stuck_since < 0:
             member.stuck_since = self.now
         elif self.now - member.stuck_since > TELLING_SECONDS:

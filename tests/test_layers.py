@@ -50,6 +50,8 @@ PURE = [
     "kvtransfer/moves.py",
     "engine/alone.py",
     "engine/health.py",
+    "engine/inquiry.py",
+    "engine/stranded.py",
     "router/inbox.py",
     "router/health.py",
     "router/places.py",
@@ -67,9 +69,17 @@ PURE = [
     "decode/worker.py",
     "router/policy.py",
     "router/placement.py",
+    "router/silence.py",
     "router/flow.py",
     "router/fleet.py",
     "deploy/restarts.py",
+    "simulation/memory.py",
+    "simulation/network.py",
+    "simulation/plane.py",
+    "simulation/engine.py",
+    "simulation/worker.py",
+    "simulation/client.py",
+    "simulation/cluster.py",
 ]
 IMPURE = {"torch", "zmq", "time", "asyncio", "threading", "socket", "select", "random"}
 

@@ -1,6 +1,11 @@
 """A worker knows when a part of it makes no progress."""
 
+import threading
+
 from penstock.engine.health import Pulse, Rates
+from penstock.engine.step import Step, StepResult
+from penstock.engine.stranded import StrandedReads
+from penstock.engine.thread import EngineThread
 from penstock.protocol.loop import Gaps
 from penstock.protocol.pages import PagePool
 
@@ -36,6 +41,74 @@ def test_steps_that_fail_in_a_row_are_a_device_that_is_gone():
         assert pulse.stuck(0.0, pool) == ""
         pulse.step_ended("no such device")
     assert "5 steps failed, the last with no such device" in pulse.stuck(0.0, pool)
+
+
+class Leaves:
+    """A runner that ends its thread."""
+
+    def __init__(self):
+        self.left = threading.Event()
+
+    def run(self, step: Step) -> StepResult:
+        self.left.set()
+        raise SystemExit
+
+
+def test_an_engine_thread_that_ended_is_named():
+    engine = EngineThread(runner := Leaves())
+    pulse, pool = Pulse(10.0, 0.5, Gaps(), engine), PagePool([0] * 4)
+    assert pulse.stuck(0.0, pool) == ""
+    engine.start(Step(()))
+    assert runner.left.wait(60)
+    engine.close(60)
+    assert pulse.stuck(0.0, pool) == "engine: its thread has ended"
+
+
+def test_pages_held_while_nothing_runs_are_a_leak():
+    pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
+    pool.take("a", 1)
+    assert pulse.stuck(0.0, pool, idle=False) == pulse.stuck(100.0, pool, idle=False) == ""
+    assert pulse.stuck(101.0, pool, idle=True) == ""
+    assert pulse.stuck(105.0, pool, idle=False) == "", "something ran: it may have been its page"
+    assert pulse.stuck(110.0, pool, idle=True) == pulse.stuck(120.0, pool, idle=True) == ""
+    reason = "page pool: 1 of 4 pages are held, and nothing runs"
+    assert pulse.stuck(121.0, pool, idle=True) == reason
+    pool.release("a")
+    assert pulse.stuck(122.0, pool, idle=True) == ""
+
+
+def stranded(speaks, until=200, given_up=(5,), since=10) -> str:
+    """What is said at `until` of reads given up at `since`; the holder speaks when `speaks`."""
+    reads, said = StrandedReads(), ""
+    for now in range(until + 1):
+        if speaks(now):
+            reads.heard("p", float(now))
+        said = reads.stuck({one: "p" for one in given_up} if now >= since else {}, float(now))
+    return said
+
+
+def test_reads_that_do_not_end_while_their_holder_speaks_are_named():
+    assert stranded(lambda now: True, until=130) == ""
+    said = stranded(lambda now: True, until=131, given_up=(5, 6, 7))
+    assert said == "transfer: 3 reads have not ended for 121 s"
+    assert stranded(lambda now: now % 4 == 0) != ""
+
+
+def test_reads_of_a_holder_that_stands_still_are_its_fault():
+    assert stranded(lambda now: False) == ""
+    assert stranded(lambda now: now < 60) == ""
+    assert stranded(lambda now: now < 60 or now > 190) == "", "it has come back just now"
+    assert stranded(lambda now: now % 20 == 0) == "", "nobody knows what it does meanwhile"
+
+
+def test_reads_that_ended_are_forgotten():
+    reads = StrandedReads()
+    for now in range(300):
+        reads.heard("p", float(now))
+        given_up = {1: "p"} if now % 100 < 90 else {}
+        assert reads.stuck(given_up, float(now)) == ""
+    reads.lost("p")
+    assert reads.stuck({1: "p"}, 1000.0) == ""
 
 
 def test_rates_follow_and_gaps_are_told_once():

@@ -14,9 +14,9 @@ from penstock.bench.soak_run import Plan
 from support.http_client import Stream, ask
 from support.serving import Serving, serving, until
 
-STREAMS = 6
+STREAMS = 4
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1")
-LONG = " ".join(f"word{number}" for number in range(500))
+LONG = " ".join(f"word{number}" for number in range(400))
 
 
 def body(number: int, **more: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def cluster() -> Iterator[Serving]:
 
 def test_the_router_killed_under_load_comes_back_to_the_same_workers(cluster: Serving) -> None:
     """Its requests are dropped by the workers, nothing stays held, and what they cached is used."""
-    requests = [body(number, max_tokens=600) for number in range(STREAMS)]
+    requests = [body(number, max_tokens=400) for number in range(STREAMS)]
     with ThreadPoolExecutor(STREAMS) as pool:
         expected = list(
             pool.map(lambda one: tokens_of(ask(cluster.url, "/v1/completions", one)), requests)
@@ -98,8 +98,8 @@ def most_waiting(cluster: Serving, asked: list[Future[Any]]) -> dict[str, float]
 
 def test_full_pools_on_both_sides_delay_and_lose_nothing() -> None:
     """Each side holds one long prompt and a half. All end, with the tokens of an empty cluster."""
-    with serving("--pages", "100", "--local-prefill-tokens", "0") as cluster:
-        requests = [body(number, max_tokens=60) for number in range(10)]
+    with serving("--pages", "80", "--local-prefill-tokens", "0") as cluster:
+        requests = [body(number, max_tokens=40) for number in range(7)]
         alone = [tokens_of(ask(cluster.url, "/v1/completions", one)) for one in requests]
         again = [one | {"cache_salt": f"tenant {n}"} for n, one in enumerate(requests)]
         with ThreadPoolExecutor(len(again)) as pool:
@@ -122,7 +122,7 @@ def known() -> soak.Reference:
 @pytest.mark.parametrize("transport", ["nixl", "zmq"])
 def test_a_short_soak_finds_nothing_wrong(transport: str, known: soak.Reference) -> None:
     words = ["--prefill", "2", "--decode", "2", "--pages", "64", "--local-prefill-tokens", "64"]
-    plan = Plan(seed=5, seconds=12.0, concurrency=8, fault_seconds=1.5, limit_seconds=300.0)
+    plan = Plan(seed=5, seconds=10.0, concurrency=8, fault_seconds=1.5, limit_seconds=300.0)
     outcome = soak.soak([*words, "--kv-transport", transport], known, plan)
     assert [soak.told(one) for one in outcome.violations] == []
     assert any(one.kind == "kill" for one in outcome.faults), "nothing was killed"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from penstock.router.health import health
 from penstock.router.request import Refusal
 from penstock.simulation.cluster import Cluster
 from penstock.simulation.engine import true_tokens
@@ -136,3 +137,69 @@ def test_a_prompt_that_quarantine_leaves_no_room_for_does_not_block_those_behind
     expect(small, count=4)
     assert big.failure is not None
     assert cluster.workers["decode-0"].worker.stuck == ""
+
+
+def health_of(cluster):
+    well, page = health(cluster.fleet, cluster.now, {})
+    assert well == (not page["reasons"])
+    return page["reasons"]
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_loop_that_hangs_is_named_until_it_goes_on(role):
+    cluster = Cluster(prefill=2, decode=2)
+    client = cluster.ask(PROMPT, max_tokens=60)
+    cluster.until(lambda: len(client.tokens[0]) > 3)
+    assert health_of(cluster) == []
+    frozen = cluster.workers.pop(f"{role}-0")  # its process stands still, its links do not
+    cluster.until(lambda: health_of(cluster) != [])
+    (reason,) = health_of(cluster)
+    assert reason == f"{role}-0: loop: said nothing for 5.0 s"
+    cluster.until(lambda: client.ended)
+    expect(client, count=60)
+    cluster.run(500)
+    assert len(health_of(cluster)) == 1
+    cluster.workers[f"{role}-0"] = frozen
+    cluster.until(lambda: health_of(cluster) == [])
+    after = [cluster.ask(PROMPT + [one], seed=one) for one in range(4)]
+    cluster.until(lambda: all(one.ended for one in after))
+    cluster.settle()
+
+
+def test_a_loop_that_hangs_is_not_named_any_more_when_its_process_ends():
+    cluster = Cluster(prefill=2, decode=2)
+    cluster.network.mailboxes.pop("sim://decode-0")
+    frozen = cluster.workers.pop("decode-0")
+    cluster.network.mailboxes["sim://decode-0"] = frozen.mailbox
+    cluster.until(lambda: health_of(cluster) != [])
+    cluster.network.kill(frozen.mailbox)
+    cluster.run(2)
+    assert health_of(cluster) == [] and "sim://decode-0" not in cluster.mailbox.wanted
+    cluster.start("decode-0", "decode")
+    cluster.until(lambda: len(cluster.fleet.workers) == 4)
+
+
+def test_a_plane_whose_reads_never_end_asks_for_a_new_incarnation():
+    cluster = Cluster()
+    quarantine(cluster, 5)
+    worker = cluster.workers["decode-0"]
+    for _ in range(35):
+        cluster.run(300)  # the prefill worker has something to say all the time
+        assert worker.worker.stuck == ""
+        client = cluster.ask(PROMPT, max_tokens=2)
+        cluster.until(lambda client=client: client.ended)
+    for _ in range(10):
+        cluster.run(300)
+        if worker.worker.stuck:
+            break
+        client = cluster.ask(PROMPT, max_tokens=2)
+        cluster.until(lambda client=client: client.ended)
+    assert "transfer: 1 reads have not ended for 1" in health_of(cluster)[0]
+
+
+def test_pages_that_nobody_gives_back_ask_for_a_new_incarnation():
+    cluster = Cluster()
+    pool = cluster.workers["prefill-0"].pool
+    pool.take("forgotten", 3)
+    cluster.until(lambda: health_of(cluster) != [])
+    assert health_of(cluster)[0] == "prefill-0: page pool: 3 of 64 pages are held, and nothing runs"

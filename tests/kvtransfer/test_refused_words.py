@@ -35,8 +35,9 @@ class Publication:
         self.ends.settle()  # introduced: the way is open
         self.lease, self.pages = lease, pages
         self.ends.holder.publish(lease, pages, FIRST)
-        (self.good,) = self.ends.holder_wire.take()
-        assert isinstance(self.good, Published)
+        (good,) = self.ends.holder_wire.take()
+        assert isinstance(good, Published)
+        self.good = good
 
     def say(self, **changes: object) -> None:
         message = structs.replace(self.good, **changes)

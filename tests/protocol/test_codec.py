@@ -1,8 +1,5 @@
 """Every message survives the codec; no bytes bring anything out of it but CodecError."""
 
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -11,28 +8,9 @@ from hypothesis import strategies as st
 from penstock.protocol import codec
 from penstock.protocol.codec import CodecError
 from penstock.protocol.messages import REVISION, Cancel, Message, Peer, Refused
+from support.message_samples import MESSAGES
 
 PEER = Peer("router-0", (1 << 63) - 1, "tcp://127.0.0.1:5557")
-
-
-def sample(kind: Any) -> Any:
-    """A value of a message's field with nothing left at its default."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return arguments[-1]
-    if origin in (Union, UnionType):
-        return sample(arguments[0])
-    if origin is dict:
-        return {sample(arguments[0]): sample(arguments[1])}
-    if origin in (list, tuple):
-        return origin([sample(arguments[0])] * 2)
-    if issubclass(kind, msgspec.Struct):
-        hints = get_type_hints(kind)
-        return kind(**{name: sample(hints[name]) for name in kind.__struct_fields__})
-    return {int: (1 << 64) - 1, float: -0.5, str: "\u00e9\n", bytes: b"\x00\xff", bool: True}[kind]
-
-
-MESSAGES: list[Message] = [sample(kind) for kind in get_args(Message)]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 import zmq
 
-from penstock.protocol import link, reception, sockets
+from penstock.protocol import codec, link, reception, sockets
 from penstock.protocol.addresses import parse_endpoint
 from penstock.protocol.clusterkey import ClusterKey, write_key
 from penstock.protocol.messages import Cancel, Drain, Identify, LeaseEnded, Peer, Refused

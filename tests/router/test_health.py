@@ -1,7 +1,7 @@
 """Health names what is wrong, and is red when nothing can be served."""
 
-from penstock.protocol.messages import Hello, WorkerState
-from penstock.router.fleet import Fleet
+from penstock.protocol.messages import Hello, Status, WorkerState
+from penstock.router.fleet import Booking, Fleet
 from penstock.router.health import health, ready
 from support.workers import worker
 
@@ -33,6 +33,11 @@ def test_a_stuck_worker_makes_it_red_and_is_named():
     assert not well and page["status"] == "unwell" and page["in_flight"] == 3
     assert page["reasons"] == ["d1: engine: a step has been running for 130 s"]
     assert page["ready"], "the other decode worker still serves"
+    one.bookings[(7, 1)] = Booking(30, 2)
+    booked = {
+        told["name"]: told["booked"] for told in health(fleet(one, two), 1.0, {})[1]["workers"]
+    }
+    assert booked == {"d1": 1, "d2": 0}
 
 
 def test_the_page_says_what_is_missing_and_who_does_not_fit():
@@ -45,6 +50,30 @@ def test_the_page_says_what_is_missing_and_who_does_not_fit():
     well, page = health(books, 0.0, {})
     assert not well and "decode worker" in page["reasons"][0]
     assert "numeric_class is 'other class'" in page["not_used"][0]
+
+
+def test_a_worker_that_hangs_is_named_until_it_is_heard_or_gone():
+    prefill, one, two = worker("p", "prefill"), worker("d1", "decode"), worker("d2", "decode")
+    books = fleet(prefill, one, two)
+    one.heard = 4.0
+    assert books.hangs("tcp://d1", 10.0) is one and books.hangs("tcp://d1", 10.0) is None
+    well, page = health(books, 10.0, {})
+    assert not well and page["reasons"] == ["d1: loop: said nothing for 6.0 s"]
+    assert page["ready"] and page["usable_workers"] == {"prefill": 1, "decode": 1}
+    assert books.hello(one.peer, Hello(one.description, WorkerState(), []), 11.0)
+    assert health(books, 11.0, {})[0]
+    books.hangs("tcp://d1", 20.0)
+    assert books.lost("tcp://d1", 21.0) is None
+    assert health(books, 21.0, {})[0]
+
+
+def test_what_a_plane_really_uses_is_shown_once_it_is_known():
+    books = fleet(one := worker("d", "decode"))
+    (shown,) = health(books, 0.0, {})[1]["workers"]
+    assert shown["transport"] == one.description.transport
+    books.status(one.peer, Status(WorkerState(), [], [], {}, "", "nixl UCX (same host: cma)"), 1.0)
+    (shown,) = health(books, 1.0, {})[1]["workers"]
+    assert shown["transport"] == "nixl UCX (same host: cma)"
 
 
 def test_silence_is_noticed():

@@ -18,13 +18,25 @@ class Worker:
     state: WorkerState
     counters: dict[str, float] = field(default_factory=dict)
     stuck: str = ""
+    transport: str = "shm"
 
 
+UCX = "nixl UCX (cma)"
 WORKERS = [
     Worker(Peer("p0", 1, "x"), "prefill", WorkerState(waiting=2, free_pages=6), {"chunks": 3}),
-    Worker(Peer("d0", 2, "y"), "decode", WorkerState(running=5, held_pages=2), stuck="engine"),
+    Worker(Peer("d0", 2, "y"), "decode", WorkerState(running=5, held_pages=2), {}, "engine", UCX),
 ]
-FLOW = {"placed_local": 1, "placed_remote": 2, "differing": 0, "pulled_bytes": 64}
+FLOW = {
+    "placed_local": 1,
+    "placed_remote": 2,
+    "differing": 0,
+    "pulled_bytes": 64,
+    "inquired": 7,
+    "unknown": 5,
+    "overdue": 2,
+    "inbox_faults": 1,
+    "mailbox_garbage": 9,
+}
 
 
 def samples(page: str) -> dict[tuple[str, ...], float]:
@@ -81,6 +93,17 @@ def test_workers_and_the_flow_are_shown():
     assert found["penstock_routing_decisions_total", "remote"] == 2
     assert found["penstock_alarms_total", "differing_token"] == 0
     assert found["penstock_flow_pulled_bytes_total",] == 64
+    assert found["penstock_inquiries_total",] == 7
+    assert found["penstock_unknown_answers_total",] == 5
+    assert found["penstock_requests_past_deadline_total",] == 2
+    assert found["penstock_alarms_total", "word_not_understood"] == 1
+    assert found["penstock_router_mailbox_total", "garbage"] == 9
+
+
+def test_what_a_plane_really_uses_is_a_label():
+    found = scrape()
+    assert found["penstock_worker_transport_info", "prefill", "shm", "p0"] == 1
+    assert found["penstock_worker_transport_info", "decode", "nixl UCX (cma)", "d0"] == 1
 
 
 def test_every_field_of_a_workers_state_is_shown():
