@@ -25,10 +25,12 @@ from ..protocol.sockets import Mailbox
 
 WAYS = ("nixl", "nixl-tcp", "shm", "tcp", "zmq", "zmq-curve")
 PLANES = tuple(way for way in WAYS if way.partition("-")[0] in CHOICES)
+SMALL_PAGES = tuple(f"{way}-small" for way in PLANES if way.startswith("nixl"))  # gathered there
 ACROSS_HOSTS = tuple(way for way in PLANES if way not in ("nixl", "shm"))  # nixl would take CMA
 MOVES_ITSELF = ("shm", "tcp", "zmq", "zmq-curve")  # a read given up is quiet at once
 NEEDS_NO_HOLDER = ("nixl", "shm")  # on one host a holder that stands still can be read
 PAGE_SLOTS = 2
+SMALL_PAGE_BYTES = 12 << 10
 MODEL, NUMERIC_CLASS = "known bytes", "exact"
 ROUTER = Peer("router", 1, "tcp://127.0.0.1:9")  # nobody is there, and nobody is asked
 STEPS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)  # request, block, word
@@ -37,13 +39,13 @@ STEPS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)  # request,
 class EndSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One end of hand-overs, as it travels to the process that becomes it. Times in seconds."""
 
-    plane: str  # what --kv-transport names; "-tcp" holds nixl to TCP, "-curve" encrypts zmq
+    plane: str  # --kv-transport, with "-tcp" NIXL held to TCP, with "-curve" encrypted
     name: str
     host: str = "127.0.0.1"
     port: int = 0
     advertise: str = ""
-    page_bytes: int = 12 << 10  # no power of two: parts and pages never meet by luck
-    page_count: int = 2700
+    page_bytes: int = 20 << 10  # no power of two: parts and pages never meet by luck
+    page_count: int = 1700
     bytes_per_post: int = 256 << 10
     lease_seconds: float = 10.0
     renew_every: float = 2.5
@@ -98,7 +100,7 @@ def open_parts(settings: EndSettings) -> Parts:
 def lanes_of(plane: str) -> Iterator[None]:
     """UCX reads this when an agent is made; afterwards it is put back for the others."""
     before = os.environ.get("UCX_TLS")
-    if plane == "nixl-tcp":
+    if plane.startswith("nixl-tcp"):
         os.environ["UCX_TLS"] = "tcp"
     try:
         yield

@@ -18,7 +18,7 @@ import zmq
 
 from ..kvtransfer.incoming import Incoming
 from ..kvtransfer.moves import ReadState
-from .fault_parts import EndSettings
+from .fault_parts import SMALL_PAGE_BYTES, EndSettings
 from .fault_process import Child, Nursery
 from .fault_reader import COMPLETE, PATIENCE, Outcome, ReaderEnd
 
@@ -37,6 +37,8 @@ class Scene:
     ) -> None:
         """`both` are EndSettings of either end, `holder` those of the holder alone."""
         public, secret = (half.decode() for half in zmq.curve_keypair())
+        if plane.endswith("-small"):
+            both = {"page_bytes": SMALL_PAGE_BYTES} | both
         settings = EndSettings(plane=plane, name="reader", page_key=(public, secret), **both)
         self.nursery = nursery
         self.plane = plane
@@ -188,14 +190,18 @@ class Standstill:
 
 
 def aborted(scene: Scene, blocks: int, turns: int) -> Standstill:
-    """Post, cancel, grant the pages again, change the source, let the holder go on."""
+    """Post, cancel, grant the pages again, change the source, let the holder go on.
+
+    The holder stands still from before the post, or after so many turns of the read.
+    """
     reader, holder = scene.reader, scene.holder
     request = scene.offer(blocks)
     source = _source_of(scene, request)
+    for _ in range(turns):
+        reader.pump()
     holder.stop()
     try:
-        for _ in range(turns + 1):
-            reader.turn(time.monotonic())
+        reader.turn(time.monotonic())
         seconds = reader.give_up(request)
         outcome = reader.outcome(request) if reader.ended(request) else None
         for _ in range(2):  # a plane that moves every byte itself is quiet by now
@@ -245,7 +251,7 @@ def _aftermath(
         reader.pump()
     hit = reader.hit(pages)
     reader.give_back()
-    after = scene.hand_over(4)
+    after = scene.introduce()
     scene.quiet_down()
     return Standstill(outcome, seconds, late, quarantined, granted, hit, after)
 

@@ -65,7 +65,7 @@ def _deaths(rounds: list[Round]) -> list[Table]:
         rows.append([plane, when, len(found), *_spread(ended), words])
     notes = [
         "From SIGKILL to the end of the hand-over in the reader. `unmet`: killed after its first",
-        "word, before it was contacted; `idle`: pages reserved, nothing posted; else from the post.",
+        "word and not contacted; `idle`: pages reserved, nothing posted; else after the post.",
     ]
     columns = ["plane", "killed", "rounds", *SPREAD, "ended as"]
     return [Table("F1: a dead holder", columns, rows, notes)]
@@ -90,8 +90,8 @@ def _standstills(rounds: list[Round]) -> list[Table]:
     columns = ["plane", "given up by", "rounds", *SPREAD, "quarantined", "granted", "hit", "good"]
     notes = [
         "The time is what the caller of a cancel waits. Quarantined: most pages kept back while",
-        "the holder stood still; granted: pages given to others meanwhile; hit: those of them in which",
-        "a byte landed when it went on, its own pages overwritten; good: next hand-over complete.",
+        "the holder stood still; granted: pages given to others meanwhile; hit: those of them in",
+        "which a byte landed when it went on, its own pages overwritten; good: the next complete.",
     ]
     return [first, Table("F4: reads that were given up", columns, again, notes)]
 

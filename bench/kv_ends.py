@@ -9,6 +9,7 @@ the reader compares; bytes are verified after each hand-over, outside the time.
 
 import json
 import os
+import select
 import sys
 import time
 from typing import Any
@@ -38,7 +39,6 @@ from .kv_sequence import Sequence
 MODEL, NUMERIC_CLASS = "bench", "bench"
 LEASE_SECONDS = 10.0
 READ_SECONDS = 120.0  # a benchmark waits for slow planes rather than to give them up
-YIELDING = ("zmq", "tcp")  # on two cores their holders and threads may need this one
 FOREVER = float("inf")
 
 
@@ -329,9 +329,9 @@ class ReaderEnd(Worker):
         self.plane.read(endpoint, remote, local)
         while not (ended := self.plane.progress()):
             if self.plane.wake >= 0:
-                self.wait(0.001)
-            elif self.spec["plane"] in YIELDING:
-                time.sleep(0)
+                select.select([self.plane.wake], [], [], 0.001)
+            elif self.plane.name == "zmq":
+                time.sleep(0)  # on two cores its threads and its holder may need this one
         seconds, cpu = time.monotonic() - began, self.cpu()
         if ended[0].failed:
             raise RuntimeError(ended[0].failed)

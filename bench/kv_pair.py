@@ -1,5 +1,6 @@
 """Two processes that move pages one way or another, and the bench's half of both."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -130,7 +131,8 @@ class Child:
 
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before, and somebody was told
+            self.process.stdin.close()
         self.process.stdout.close()
         try:
             self.process.wait(10)

@@ -1,15 +1,21 @@
 """Draws the pictures of the docs as SVG: `python docs/draw.py` rewrites docs/*.svg.
 
-Plain shapes only, so that nothing but Python is needed to make them again.
+`python docs/draw.py --check` writes nothing and fails where a picture is not what would be drawn.
+The table of moves is drawn from the table the code uses, the speeds from bench/results/kv.json.
 """
 
+import json
+import sys
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
-INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
+from moves_picture import moves
+from shapes import FAINT, INK, PAPER, box, header, line, text
+from speed_picture import speeds
+
+HERE = Path(__file__).parent
+SPEEDS = HERE.parent / "bench" / "results" / "kv.json"
 COLOURS = {"client": "#52606d", "router": "#8d2b0b", "prefill": "#0b69a3", "decode": "#0f609b"}
-FONT = 'font-family="DejaVu Sans, Verdana, sans-serif"'
 
 
 @dataclass(frozen=True)
@@ -124,53 +130,37 @@ def page_states() -> str:
     parts.append(text(440, 318, "cached pages are evicted (to free) when pages are needed", INK))
     for name, (x, y) in STATES.items():
         colour = "#b44d12" if name == "quarantined" else "#0b69a3"
-        parts.append(
-            f'<rect x="{x - 60}" y="{y - 20}" width="120" height="40" rx="8" fill="{colour}"/>'
-        )
-        parts.append(text(x, y + 5, name, PAPER, "middle", 14))
+        parts.append(box(x, y, name, colour))
     return "\n".join([*parts, "</svg>\n"])
 
 
-def header(width: int, height: int) -> str:
-    marker = (
-        '<defs><marker id="head" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="8" '
-        f'markerHeight="8" orient="auto"><path d="M0 0 L10 5 L0 10 z" fill="{INK}"/>'
-        "</marker></defs>"
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}">\n'
-        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>{marker}'
-    )
+def pictures() -> dict[str, str]:
+    """File name to SVG. The speeds are left out where nothing was measured yet."""
+    drawn = {
+        "one-request.svg": sequence(ONE_REQUEST),
+        "page-states.svg": page_states(),
+        "moves.svg": moves(),
+    }
+    if SPEEDS.exists():
+        drawn["kv-speed.svg"] = speeds(json.loads(SPEEDS.read_text())["rounds"])
+    return drawn
 
 
-def line(
-    x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.4, dash: str = ""
-) -> str:
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{colour}" '
-        f'stroke-width="{width}"{dashed}/>'
-    )
-
-
-def text(
-    x: float,
-    y: float,
-    words: str,
-    colour: str,
-    anchor: str = "middle",
-    size: int = 12,
-    italic: bool = False,
-) -> str:
-    style = ' font-style="italic"' if italic else ""
-    return (
-        f'<text x="{x}" y="{y}" {FONT} font-size="{size}" fill="{colour}" '
-        f'text-anchor="{anchor}"{style}>{escape(words)}</text>'
-    )
+def main(arguments: list[str]) -> int:
+    drawn = pictures()
+    if arguments == ["--check"]:
+        old = [
+            name
+            for name, picture in drawn.items()
+            if not (HERE / name).exists() or (HERE / name).read_text() != picture
+        ]
+        for name in old:
+            print(f"docs/{name} is not what `python docs/draw.py` draws")
+        return 1 if old else 0
+    for name, picture in drawn.items():
+        (HERE / name).write_text(picture)
+    return 0
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    (here / "one-request.svg").write_text(sequence(ONE_REQUEST))
-    (here / "page-states.svg").write_text(page_states())
+    sys.exit(main(sys.argv[1:]))

@@ -94,7 +94,7 @@ class Station:
         }
 
     def drive(self, worker: Stuckable, lifeline: Report) -> int:
-        """The loop, until told to stop or stuck; the exit status."""
+        """The loop, until told to stop; the exit status. Stuck, the process ends here."""
         sys.setswitchinterval(SWITCH_SECONDS)
         wanted = (self.loaded.engine.fileno(), *lifeline.filenos())
         if self.plane_wake >= 0:
@@ -108,10 +108,12 @@ class Station:
             return lifeline.stopping or bool(told and clock.now() > told[0])
 
         run(worker, clock, lambda due: self.mailbox.wait(due, wanted), stopping, self.gaps)
-        if lifeline.stopping:
-            return 0
-        lifeline.failed(worker.stuck)
-        return RESTART_STATUS
+        if not lifeline.stopping:
+            lifeline.failed(worker.stuck)
+            self.membership.leave()
+            self.mailbox.close(flush_seconds=0.2)
+            os._exit(RESTART_STATUS)  # closing what is stuck would hang, or raise
+        return 0
 
     def close(self) -> None:
         self.membership.leave()

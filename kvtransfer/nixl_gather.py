@@ -55,6 +55,7 @@ class Gather:
         most_bytes: int,  # of one post by piece
     ) -> None:
         self.refused = 0
+        self.gathered = 0  # pages
         self._agent: Any = agent
         self._transfers = transfers
         self._nixl = nixl
@@ -192,6 +193,7 @@ class Gather:
             rows = self._slots.rows(part.slot, self._page_bytes, part.stop - part.start)
             numpy.put(self._pages, read.local[part.start : part.stop], rows, mode="clip")
             read.asks -= 1
+            self.gathered += part.stop - part.start
             self._end(number, part)
 
     def _ask_again(self, number: int, part: _Part) -> None:

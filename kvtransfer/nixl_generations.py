@@ -17,18 +17,18 @@ from .targets import Indices
 GROUP = 64  # generations
 GROUP_BYTES = GROUP * 8
 NEAR = 32  # groups between two that are read too: 16 KB cost less than a second descriptor
+ONE = numpy.zeros(1, dtype=numpy.int32)
 FEW = 8  # pages for which Python beats numpy
 LITTLE = 32 << 10  # bytes: so many generations are read whole, or less than 1/128 of the pages
 AREA_GROUPS = 1024
 
 
 def generation_rows(address: int, page_count: int) -> list[Row]:
-    """A peer's generations as descriptors of one group each, and behind them one of all."""
+    """A peer's generations as descriptors of one group each."""
     size = group_words(page_count) * 8
     ascending = group_count(page_count) - 1
     last = (address + page_count * 8 - size, size, 0, size, 1)
-    whole = (address, page_count * 8, 0, page_count * 8, 1)
-    return [(address, size, 0, size, ascending), last, whole] if ascending else [last, whole]
+    return [(address, size, 0, size, ascending), last] if ascending else [last]
 
 
 def group_words(page_count: int) -> int:
@@ -46,13 +46,13 @@ class Groups:
     numbers: Indices
     places: list[int] | NDArray[numpy.signedinteger]
     room: int  # in groups, where they land
-    whole: bool = False  # the one descriptor of all generations
+    whole: bool = False  # of the list that has all generations as one descriptor
 
 
 def groups_of(pages: Indices, page_count: int, page_bytes: int) -> Groups:
     count = group_count(page_count)
     if len(pages) > FEW and page_count * 8 <= max(LITTLE, len(pages) * page_bytes // 128):
-        return Groups(numpy.array([count], dtype=numpy.int32), pages, count, whole=True)
+        return Groups(ONE, pages, count, whole=True)
     last = count - 1
     last_start = page_count - group_words(page_count)
     if len(pages) <= FEW:

@@ -29,6 +29,7 @@ class Peer:
     words: Metadata
     pages: Any = None  # prepared lists: one descriptor per page, per group of generations,
     generations: Any = None
+    all_generations: Any = None  # one descriptor for all of them
     units: Any = None  # per unit of staging and per slot's sequence; None where it has no staging
     sequences: Any = None
     group_words: int = 0
@@ -138,6 +139,8 @@ class Peers:
         peer.pages = lists.prepare(agent, [pages], kind)
         rows = generation_rows(words.generations_address, words.page_count)
         peer.generations = lists.prepare(agent, rows)
+        whole = strided(words.generations_address, words.page_count * 8, 1)
+        peer.all_generations = lists.prepare(agent, [whole])
         peer.group_words = group_words(words.page_count)
         if (staging := words.staging) is not None:
             units = staging.slots * staging.slot_bytes // UNIT
@@ -170,7 +173,7 @@ class Peers:
 def _decode(endpoint: str, metadata: bytes) -> Metadata:
     try:
         words = msgspec.msgpack.decode(metadata, type=Metadata)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise PlaneError(f"{endpoint} sent no nixl metadata: {error}") from error
     if words.page_count < 1 or words.page_bytes < 1:
         raise PlaneError(f"{endpoint} sent nixl metadata of no pages")
@@ -179,11 +182,16 @@ def _decode(endpoint: str, metadata: bytes) -> Metadata:
 
 
 def _release(peer: Peer) -> None:
-    for prepared in (peer.pages, peer.generations, peer.units, peer.sequences):
+    for prepared in _prepared(peer):
         if prepared is not None:
             prepared.release()
     _forget(peer)
 
 
+def _prepared(peer: Peer) -> tuple[Any, ...]:
+    return peer.pages, peer.generations, peer.all_generations, peer.units, peer.sequences
+
+
 def _forget(peer: Peer) -> None:
-    peer.pages = peer.generations = peer.units = peer.sequences = None
+    peer.pages = peer.generations = peer.all_generations = None
+    peer.units = peer.sequences = None

@@ -71,7 +71,7 @@ class NixlPlane:
         except Exception as error:
             raise PlaneError(f"NIXL does not register our pages: {error!r}") from error
         self._targets = Targets(memory.page_count)
-        self._reads: dict[int, Read] = {}  # until reported and quiet
+        self._reads: dict[int, Read] = {}  # until reported and settled
         self._tickets = 0
         self._garbage = 0
 
@@ -125,6 +125,11 @@ class NixlPlane:
         """Notifications that were none of ours, or asked for what is not there."""
         parts = (self._serving, self._gather)
         return self._garbage + sum(part.refused for part in parts if part)
+
+    @property
+    def gathered(self) -> int:
+        """Pages that came packed so far."""
+        return self._gather.gathered if self._gather else 0
 
     def metadata(self) -> bytes:
         return self._metadata
@@ -236,29 +241,34 @@ class NixlPlane:
                     self._gather.answered(sender, words)
 
     def _post(self) -> None:
+        """One part of each read in turn, until there is nothing to post or the time is over."""
         until = time.perf_counter() + POSTING_SECONDS
-        waiting = list(self._reads.values())
-        while waiting := [read for read in waiting if self._wants_post(read)]:
-            for read in waiting:
-                self._post_one(read)
-                if time.perf_counter() >= until:
-                    break
-            first = waiting[0].ticket  # whoever was served first is served last next time
-            self._reads[first] = self._reads.pop(first)
+        reads = list(self._reads.values())
+        while True:
+            first = None
+            for read in reads:
+                if self._post_next(read):
+                    first = first or read
+                    if time.perf_counter() >= until:
+                        break
+            if first is None:
+                return
+            if len(reads) > 1:  # whoever was served first is served last next time
+                self._reads[first.ticket] = self._reads.pop(first.ticket)
             if time.perf_counter() >= until:
                 return
 
-    def _wants_post(self, read: Read) -> bool:
-        self._reading.advance(read)
-        if not read.wants_post:
+    def _post_next(self, read: Read) -> bool:
+        """Post the next part of a read if there is one; a phase begins when the last has ended."""
+        if not self._reading.has_next(read):
             return False
-        return not read.asking or self._gather is None or self._gather.can_ask(read)
-
-    def _post_one(self, read: Read) -> None:
-        if self._gather and read.asking:
+        if read.gathered and read.phase is Phase.DATA and self._gather:
+            if not self._gather.can_ask(read):
+                return False
             self._gather.ask(read)
         else:
             self._reading.post(read)
+        return True
 
     def _completions(self) -> list[Completion]:
         completions: list[Completion] = []
@@ -269,9 +279,11 @@ class NixlPlane:
                 generations = () if read.failed else read.generations()
                 read.reported = True
                 completions.append(Completion(read.ticket, read.failed, generations, read.quiet))
-            if read.reported and read.quiet:
-                del self._reads[read.ticket]
+            if read.quiet and not read.given_back:
+                read.given_back = True
                 self._targets.give_back(read.local)
+            if read.settled:
+                del self._reads[read.ticket]
                 self._reading.forget(read)
             self._peers.tidy(read.peer)
         return completions

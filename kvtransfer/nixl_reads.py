@@ -50,22 +50,20 @@ class Read:
     transfers: list[Transfer] = field(default_factory=list)  # posted, end not yet known
     failed: str = ""
     reported: bool = False
-    stuck: bool = False  # an error that does not prove the end: never quiet
+    given_back: bool = False  # its pages may be the target of another read
+    stuck: bool = False  # an error that does not prove the end: never settled
 
     @property
-    def quiet(self) -> bool:
-        """Staging is written by NIXL, pages by us: what is gathered is quiet once it failed."""
+    def settled(self) -> bool:
+        """No byte is on its way, neither to its pages nor to where its generations land."""
         return not self.transfers and not self.stuck
 
     @property
-    def wants_post(self) -> bool:
-        left = self.posted < self.parts and not self.failed
-        return left and len(self.transfers) + self.asks < POSTS_IN_FLIGHT
-
-    @property
-    def asking(self) -> bool:
-        """Its next part is asked for, not posted."""
-        return self.gathered and self.phase is Phase.DATA
+    def quiet(self) -> bool:
+        """No byte can land in its pages. Only data posted by piece ever does: gathered pages are
+        written by us, and generations land elsewhere.
+        """
+        return self.phase is not Phase.DATA or self.settled
 
     @property
     def done(self) -> bool:
@@ -82,6 +80,8 @@ class Read:
 def split(remote: Indices, local: Indices, most: int) -> tuple[list[int], int]:
     """Ends of parts of at most `most` pages and PIECES_PER_POST pieces; pieces in all, or more."""
     count = len(remote)
+    if count == 1:
+        return [1], 1
     most = max(1, min(most, PAGES_PER_POST))
     if most <= PIECES_PER_POST:  # wherever they lie: not worth looking
         return [*range(most, count, most), count], count
@@ -123,10 +123,11 @@ class Reading:
             part = slice(start, min(start + GROUPS_PER_POST, len(numbers)))
             remote = numbers[part]
             if read.groups.whole:
+                theirs = read.peer.all_generations
                 ours, local = self._landing.whole(read.room, read.peer.words.page_count)
             else:
+                theirs = read.peer.generations
                 ours, local = self._landing.groups(read.room, part, read.peer.group_words)
-            theirs = read.peer.generations
         read.posted += 1
         transfer = self._transfers.start(read.peer, ours, local, theirs, remote)
         if transfer.ended:
@@ -134,16 +135,19 @@ class Reading:
         else:
             read.transfers.append(transfer)
 
-    def advance(self, read: Read) -> None:
-        """Begin the next phase where this one has ended."""
-        if read.failed or read.done or read.transfers or read.asks or read.posted < read.parts:
-            return
-        if read.phase is Phase.BEFORE:
-            assert read.room and read.groups and read.expected is not None
-            if (read.room.values(read.groups) != read.expected).any():
-                read.failed = STALE
-                return
+    def has_next(self, read: Read) -> bool:
+        """There is a part to post; begins the next phase where this one has ended."""
+        if read.failed:
+            return False
+        if read.posted < read.parts:
+            return len(read.transfers) + read.asks < POSTS_IN_FLIGHT
+        if read.transfers or read.asks or read.phase is Phase.DONE:
+            return False
+        if read.phase is Phase.BEFORE and self._stale(read):
+            read.failed = STALE
+            return False
         self.begin(read, NEXT[read.phase])
+        return read.parts > 0
 
     def begin(self, read: Read, phase: Phase) -> None:
         read.phase = phase
@@ -158,8 +162,15 @@ class Reading:
         groups = len(read.groups.numbers)
         read.parts = 0 if phase is Phase.DONE else -(-groups // GROUPS_PER_POST)
 
+    def _stale(self, read: Read) -> bool:
+        assert read.room and read.groups and read.expected is not None
+        found = read.room.values(read.groups)
+        if len(found) == 1:
+            return found[0] != read.expected[0]
+        return bool((found != read.expected).any())
+
     def forget(self, read: Read) -> None:
-        """It has ended and is quiet."""
+        """It is settled."""
         if read.room:
             self._landing.give_back(read.room)
 

@@ -72,5 +72,5 @@ def decode(notification: bytes) -> Words | None:
         return None
     try:
         return _DECODER.decode(notification)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError):
         return None

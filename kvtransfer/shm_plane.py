@@ -44,7 +44,7 @@ from .targets import (
 )
 
 SECONDS_PER_CALL = 0.0008  # of copying; what is left waits for the next call
-BATCH_BYTES = 256 << 10  # copied between two looks at the clock
+BATCH_BYTES = 1 << 20  # copied between two looks at the clock
 ASSIGN: Any = setitem  # typed for sequences of one item type
 ORDERED_LOADS = platform.machine() in ("x86_64", "AMD64")
 
@@ -105,7 +105,7 @@ class _Read:
     remote: Indices
     local: Indices
     expected: Counters | None
-    left: int  # pieces of `BATCH_BYTES` or a page, if that is less
+    left: int  # pieces: of a batch's size, or pages if those are smaller
     copying: Iterator[None]  # each step copies one
     begun: bool = False
     failed: str = ""
@@ -133,8 +133,9 @@ class ShmPlane:
             raise PlaneError("the shm plane needs pages in a memory file")
         self._memory = memory
         self._bytes_per_call = max(1, settings.bytes_per_post)
-        self._pieces_per_page = -(-memory.page_bytes // BATCH_BYTES)
-        self._pieces_per_batch = max(1, BATCH_BYTES // memory.page_bytes)
+        self._batch_bytes = min(BATCH_BYTES, self._bytes_per_call)
+        self._pieces_per_page = -(-memory.page_bytes // self._batch_bytes)
+        self._pieces_per_batch = max(1, self._batch_bytes // memory.page_bytes)
         self._metadata = msgspec.msgpack.encode(_describe(memory))
         self._pages = page_bytes_view(memory)
         self._targets = Targets(memory.page_count)
@@ -155,7 +156,7 @@ class ShmPlane:
             return
         try:
             words = msgspec.msgpack.decode(metadata, type=Metadata)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError) as error:
             raise PlaneError(f"{endpoint} sent no shm metadata: {error}") from error
         check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
         process, mapping = _open(endpoint, words)
@@ -197,14 +198,14 @@ class ShmPlane:
         return self._tickets
 
     def _slices(self, pages: Indices) -> Iterator[slice]:
-        """Where the pieces of pages lie. An iterator: at 4 KB a loop costs twice as much."""
+        """Where the pieces of pages lie; an iterator, so that no loop of ours runs per piece."""
         size = self._memory.page_bytes
         starts = pages.astype(numpy.int64) * size
         if self._pieces_per_page == 1:
             return map(slice, starts.tolist(), (starts + size).tolist())
-        within = numpy.arange(0, size, BATCH_BYTES)
+        within = numpy.arange(0, size, self._batch_bytes)
         firsts = (starts[:, None] + within).ravel().tolist()
-        ends = (starts[:, None] + numpy.minimum(within + BATCH_BYTES, size)).ravel().tolist()
+        ends = (starts[:, None] + numpy.minimum(within + self._batch_bytes, size)).ravel().tolist()
         return map(slice, firsts, ends)
 
     def abandon(self, ticket: int) -> None:
@@ -221,7 +222,7 @@ class ShmPlane:
         left, until = self._bytes_per_call, perf_counter() + SECONDS_PER_CALL
         # Each open read gets its turn first in one call after another.
         for _ in range(len(self._reads)):
-            if left <= 0 or perf_counter() > until:
+            if left <= 0:
                 break
             read = self._reads[0]
             self._reads.rotate(-1)
@@ -243,7 +244,7 @@ class ShmPlane:
             pieces = min(read.left, self._pieces_per_batch)
             deque(islice(read.copying, pieces), maxlen=0)
             read.left -= pieces
-            left -= BATCH_BYTES
+            left -= self._batch_bytes
             if perf_counter() > until:
                 return 0
         return left

@@ -24,7 +24,7 @@ class Targets:
 
     def __init__(self, page_count: int) -> None:
         self._places = numpy.zeros(page_count, dtype=numpy.int32)  # in its read, from 1; 0: free
-        self._cells = memoryview(self._places)
+        self._cells = self._places.data
 
     def take(self, local: Indices) -> None:
         if len(local) <= FEW:

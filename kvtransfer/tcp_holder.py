@@ -17,10 +17,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 
-import numpy
-
 from .plane import STALE, PlaneError, PlaneSettings
-from .targets import Indices, generations_array, page_bytes_view, page_indices, runs
+from .targets import Indices, generations_array, page_bytes_view, page_indices
 from .tcp_wire import (
     ANSWER,
     ASK,
@@ -38,6 +36,7 @@ from .tcp_wire import (
     Metadata,
     ask_bytes,
     listening,
+    page_parts,
     parse_ask,
     prepare,
     proof,
@@ -47,7 +46,7 @@ from .tcp_wire import (
 STRANGERS = 64  # connections that have not proven themselves; the oldest makes room
 READERS = 1024  # that have
 STRANGER_SECONDS = 5.0
-TURN_BYTES = 1 << 20  # for one reader before the next has its turn
+TURN_BYTES = 2 << 20  # for one reader before the next has its turn
 HEAR_BYTES = 256 << 10
 NAMED_HOSTS = 256  # in the log
 
@@ -296,10 +295,8 @@ class Holder:
         length = len(pages) * size
         if length > max(LARGEST_BODY, size):
             raise PlaneError(f"{length} bytes in one ask")
-        parts = [memoryview(ANSWER.pack(Answered.BODY, ticket, length))]
-        for first, _, count in runs(pages, numpy.arange(len(pages), dtype=numpy.int32)):
-            parts.append(self._pages[first * size : (first + count) * size])
-        return parts
+        header = memoryview(ANSWER.pack(Answered.BODY, ticket, length))
+        return [header, *page_parts(self._pages, size, pages.tolist())]
 
 
 def _refusal(ask: Ask, reason: str) -> list[memoryview]:

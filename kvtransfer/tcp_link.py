@@ -27,8 +27,8 @@ from .tcp_wire import (
     proven,
 )
 
-RECEIVE_BYTES = 1 << 20  # in one system call
-WAKE_BYTES = 256 << 10  # of a body, before its arrival is worth waking for
+RECEIVE_BYTES = 2 << 20  # in one system call
+WAKE_BYTES = 512 << 10  # of a body, before its arrival is worth waking for
 SCRATCH_BYTES = 256 << 10
 
 

@@ -28,15 +28,14 @@ from .targets import (
     page_bytes_view,
     page_indices,
     require_host_memory,
-    runs,
 )
 from .tcp_holder import Holder
 from .tcp_link import Answer, Forged, Link, LinkLost, Part
-from .tcp_wire import Answered, Asked, Metadata, ask_frame
+from .tcp_wire import Answered, Asked, Metadata, ask_frame, page_parts
 
-PART_BYTES = 1 << 20
+PART_BYTES = 4 << 20
 BYTES_AHEAD = 16 << 20  # asked for and not yet here, per peer; also what an abandoned read may cost
-TURN_BYTES = 1 << 20  # from one peer before the next has its turn
+TURN_BYTES = 2 << 20  # from one peer before the next has its turn
 SECONDS_PER_CALL = 0.0008  # for each of the two halves
 NO_PAGES = numpy.zeros(0, dtype=numpy.int32)
 NO_COUNTERS = numpy.zeros(0, dtype=numpy.uint64)
@@ -127,7 +126,7 @@ class TcpPlane:
             return
         try:
             words = msgspec.msgpack.decode(metadata, type=Metadata)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError) as error:
             raise PlaneError(f"{endpoint} sent no tcp metadata: {error}") from error
         check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
         peer = _Peer(endpoint, incarnation, metadata, words)
@@ -269,11 +268,8 @@ class TcpPlane:
 
     def _places(self, part: Part) -> list[memoryview]:
         """Where the body of a part belongs."""
-        size, local = self._memory.page_bytes, self._reads[part.ticket].local[part.pages]
-        return [
-            self._pages[first * size : (first + count) * size]
-            for first, _, count in runs(local, numpy.arange(len(local), dtype=numpy.int32))
-        ]
+        local = self._reads[part.ticket].local[part.pages]
+        return page_parts(self._pages, self._memory.page_bytes, local.tolist())
 
     def _listen(self, peer: _Peer) -> int:
         """Bytes received."""

@@ -26,7 +26,6 @@ from .targets import Indices, generations_array, page_bytes_view, page_indices, 
 
 LARGEST_ASK = 4 << 20  # bytes of one ask; a quarter of a million page ids and generations
 LARGEST_BODY = 64 << 20
-SPARE_BUFFERS = 8
 HEARTBEAT_MS = 2_000  # answered by ZeroMQ's own thread: only a dead host or link misses them
 HEARTBEAT_LOST_MS = 6_000
 

@@ -136,7 +136,7 @@ class ZmqPlane:
             return
         try:
             words = msgspec.msgpack.decode(metadata, type=Metadata)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError) as error:
             raise PlaneError(f"{endpoint} sent no zmq metadata: {error}") from error
         check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
         if bool(words.curve) != bool(self._curve):

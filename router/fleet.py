@@ -16,6 +16,8 @@ from ..protocol.messages import (
     WorkerState,
 )
 
+STOOD_STILL = 0.75  # of silence_seconds: a link that breaks after so much silence broke of it
+GONE_SECONDS = 600.0  # a worker that hung, and whose link broke, is not expected back after this
 UNKNOWN_RATE = 1000.0  # prefill tokens per second of a worker that has not computed any yet
 
 
@@ -86,18 +88,27 @@ class Misfit:
     heard: float
 
 
+@dataclass(slots=True)
+class Hanging:
+    """A worker that said nothing for too long, and was not heard again."""
+
+    worker: Worker
+    until: float = float("inf")  # when it is taken for gone
+
+
 class Fleet:
     """All workers by endpoint. Those that do not fit the first one are named, and not used.
 
-    One that says nothing for too long although its link stands hangs: it is not used, and named
-    until it is heard again or its link breaks.
+    One that says nothing for too long hangs: it is not used, and named until it is heard again or
+    started again. Its link may stand, or break of that silence; when a process ends, its links
+    break at once.
     """
 
     def __init__(self, silence_seconds: float):
         self._silence_seconds = silence_seconds
         self.workers: dict[str, Worker] = {}
         self.misfits: dict[str, Misfit] = {}
-        self.hanging: dict[str, Worker] = {}
+        self.hanging: dict[str, Hanging] = {}
         self.joined = 0
         self.left = 0
         self.last_loss = float("-inf")
@@ -132,7 +143,9 @@ class Fleet:
     def hello(self, peer: Peer, message: Hello, now: float) -> bool:
         """A worker joins, or says again what it is. False: it does not fit, see `misfits`."""
         self.misfits.pop(peer.endpoint, None)
-        self.hanging.pop(peer.endpoint, None)
+        for endpoint, hung in list(self.hanging.items()):
+            if hung.worker.peer.name == peer.name:  # it may have another endpoint now
+                del self.hanging[endpoint]
         before = self.workers.get(peer.endpoint)
         others = [one for one in self.workers.values() if one is not before]
         if others:
@@ -173,9 +186,8 @@ class Fleet:
             worker.state = state
 
     def lost(self, endpoint: str, now: float) -> Worker | None:
-        """Its link broke, or it is leaving."""
+        """Its process ended, or it is leaving."""
         self.misfits.pop(endpoint, None)
-        self.hanging.pop(endpoint, None)
         worker = self.workers.pop(endpoint, None)
         if worker is not None:
             self.left += 1
@@ -184,18 +196,32 @@ class Fleet:
             self.misfits.clear()  # there is nothing left to differ from: their next word is heard
         return worker
 
-    def hangs(self, endpoint: str, now: float) -> Worker | None:
-        """It said nothing for too long."""
-        worker = self.lost(endpoint, now)
-        if worker is not None:
-            self.hanging[endpoint] = worker
+    def hangs(self, endpoint: str, now: float) -> Worker:
+        """A worker said nothing for too long."""
+        worker = self.workers[endpoint]
+        self.lost(endpoint, now)
+        self.hanging[endpoint] = Hanging(worker)
         return worker
+
+    def stood_still(self, endpoint: str, now: float) -> bool:
+        """Has this worker said nothing for so long that its link, which broke, broke of it?"""
+        worker = self.workers.get(endpoint)
+        return worker is not None and now - worker.heard > STOOD_STILL * self._silence_seconds
+
+    def unlinked(self, endpoint: str, now: float) -> bool:
+        """A link broke. True: that of a worker which hangs; no news of it may come any more."""
+        hung = self.hanging.get(endpoint)
+        if hung is not None:
+            hung.until = now + GONE_SECONDS
+        return hung is not None
 
     def silent(self, now: float) -> list[str]:
         """Workers that said nothing for too long although their link stands: they hang."""
         limit = now - self._silence_seconds
         for endpoint in [one for one, misfit in self.misfits.items() if misfit.heard < limit]:
             del self.misfits[endpoint]
+        for endpoint in [one for one, hung in self.hanging.items() if hung.until < now]:
+            del self.hanging[endpoint]
         return [endpoint for endpoint, one in self.workers.items() if one.heard < limit]
 
 

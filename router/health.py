@@ -31,7 +31,7 @@ def health(fleet: Fleet, now: float, more: dict[str, Any]) -> tuple[bool, dict[s
     able, fields = ready(fleet)
     stuck = [f"{one.peer.name}: {one.stuck}" for one in fleet.workers.values() if one.stuck]
     hanging = [
-        f"{one.peer.name}: loop: said nothing for {now - one.heard:.1f} s"
+        f"{one.worker.peer.name}: loop: said nothing for {now - one.worker.heard:.1f} s"
         for one in fleet.hanging.values()
     ]
     missing = [] if able else [MISSING.format(fields["usable_workers"] or "none")]

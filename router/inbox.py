@@ -55,7 +55,7 @@ class Inbox:
             case Received(sender, message):
                 self._message(sender, message, now)
             case Disconnected(endpoint):
-                self._lost(endpoint, "its link broke", now)
+                self._unlinked(endpoint, now)
             case Connected():
                 pass
 
@@ -101,17 +101,21 @@ class Inbox:
             log.error("%s is not used: %s", sender.name, reason)
 
     def _lost(self, endpoint: str, why: str, now: float) -> None:
-        hung = self._fleet.hanging.get(endpoint)
         worker = self._fleet.lost(endpoint, now)
         if worker is not None:
-            self._flow.worker_lost(endpoint)
-        if (gone := worker or hung) is not None:
-            log.warning("%s left: %s", gone.peer.name, why)
+            log.warning("%s left: %s", worker.peer.name, why)
             self._transport.forget(endpoint)
+            self._flow.worker_lost(endpoint)
+
+    def _unlinked(self, endpoint: str, now: float) -> None:
+        if self._fleet.stood_still(endpoint, now):
+            self._hangs(endpoint, now)
+        if self._fleet.unlinked(endpoint, now):
+            self._transport.forget(endpoint)  # if it goes on, it makes a link to us
+        else:
+            self._lost(endpoint, "its link broke", now)
 
     def _hangs(self, endpoint: str, now: float) -> None:
-        """Its link stays: it tells when the process ends, or starts to speak again."""
         worker = self._fleet.hangs(endpoint, now)
-        if worker is not None:
-            log.error("%s hangs: it said nothing for %.1f s", worker.peer.name, now - worker.heard)
-            self._flow.worker_lost(endpoint)
+        log.error("%s hangs: it said nothing for %.1f s", worker.peer.name, now - worker.heard)
+        self._flow.worker_lost(endpoint)

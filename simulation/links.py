@@ -268,7 +268,7 @@ class Links(Network):
                     chance.fault("word lost in a partition", endpoint)
                     return
                 due = link.cut_until
-            due += dice.randint(0, odds.slowest)
+            due = max(due + dice.randint(0, odds.slowest), link.last_due)
             if odds.twice and dice.random() < odds.twice:
                 chance.fault("word doubled", endpoint)
                 late = due + dice.choice([0, 1, 5, 30, 300])

@@ -9,6 +9,7 @@ nothing: a schedule is a function of its seed and level.
 
 import argparse
 import multiprocessing
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ def simulate(arguments: argparse.Namespace) -> int:
     tally = Tally()
     for part in _played(seeds, arguments.level, jobs, arguments.stop):
         tally.join(part)
+        for seed, level, what in part.violations:  # at once: the run may take minutes
+            print(f"{replay_command(seed, level)}: {what[:200]}", file=sys.stderr, flush=True)
         if arguments.stop and tally.violations:
             break
     print(describe(tally, time.monotonic() - began, jobs))

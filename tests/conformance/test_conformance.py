@@ -22,6 +22,7 @@ from support.serving import Serving, serving
 LAYOUTS: dict[str, list[str]] = {
     "1P+1D over nixl": ["--kv-transport", "nixl", "--local-prefill-tokens", "0"],
     "1P+1D over zmq": ["--kv-transport", "zmq", "--local-prefill-tokens", "0"],
+    "1P+1D over tcp": ["--kv-transport", "tcp", "--local-prefill-tokens", "0"],
     "1P+1D over shm": ["--kv-transport", "shm", "--local-prefill-tokens", "0"],
     "2P+2D, checked": [
         *("--prefill", "2", "--decode", "2", "--local-prefill-tokens", "0", "--kv-checked")

@@ -1,5 +1,7 @@
 """The pages of a worker: one file on a CPU, mapped by others, and safe to let go."""
 
+import fcntl
+import gc
 import mmap
 import os
 import subprocess
@@ -9,6 +11,9 @@ import pytest
 import torch
 
 from penstock.engine.paged_memory import PagedMemory, PageLayout, pages_within
+from penstock.kvtransfer.host_memory import HostMemory
+from penstock.kvtransfer.open import open_plane
+from penstock.kvtransfer.plane import PlaneSettings
 
 LAYOUT = PageLayout(layers=3, kv_heads=2, slots=8, head_size=16, dtype=torch.bfloat16)
 
@@ -50,6 +55,46 @@ def test_views_outlive_close() -> None:
     pages.fill_(2.0)
     generations[0] = 9
     assert pages.eq(2.0).all() and generations[0] == 9 and memory.file == -1
+
+
+def test_nobody_can_change_the_size_of_the_file() -> None:
+    """A peer's mapping would end in nothing, and its next look would kill it (SIGBUS)."""
+    memory = PagedMemory(LAYOUT, 5)
+    size = os.fstat(memory.file).st_size
+    peers = os.open(f"/proc/{os.getpid()}/fd/{memory.file}", os.O_RDWR | os.O_CLOEXEC)
+    for file in (memory.file, peers):
+        for other in (0, size - 1, size + 4096):
+            with pytest.raises(PermissionError):
+                os.ftruncate(file, other)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, 0)  # nor seal it for writing
+    assert os.fstat(peers).st_size == size
+    os.close(peers)
+    memory.close()
+
+
+@pytest.mark.parametrize("choice", ["shm", "tcp", "zmq"])
+def test_pages_stay_mapped_under_a_plane_that_outlives_their_owner(choice: str) -> None:
+    """What a peer may still read by its lease is not unmapped, whoever lets go first."""
+    memory = PagedMemory(LAYOUT, 5)
+    memory.pages_PLCGSH.fill_(3.0)
+    description = memory.description
+    plane = open_plane(choice, PlaneSettings(description, "outlives"))
+    metadata = plane.metadata()
+    target = HostMemory(description.page_bytes, 5)
+    reader = open_plane(choice, PlaneSettings(target.memory, "reads"))
+    reader.add_peer("tcp://peer:1", 1, metadata)
+    memory.close()
+    del memory, description
+    gc.collect()
+    reader.read("tcp://peer:1", [4], [1])
+    while not (ended := reader.progress()):
+        plane.progress()
+    assert ended[0].failed == ""
+    assert torch.frombuffer(bytearray(target.page(1)), dtype=torch.bfloat16).eq(3.0).all()
+    reader.close()
+    plane.close()
+    target.close()
 
 
 def test_ending_without_close_is_quiet() -> None:

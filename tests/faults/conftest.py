@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from penstock.bench.fault_parts import ACROSS_HOSTS, PLANES
+from penstock.bench.fault_parts import ACROSS_HOSTS, PLANES, SMALL_PAGES
 from penstock.bench.fault_process import Nursery
 from penstock.bench.fault_rounds import Scene
 from support.fault_planes import needs_nixl
@@ -15,11 +15,10 @@ def with_marks(planes: tuple[str, ...]) -> list:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`plane`: every plane; `remote_plane`: those that cross hosts."""
-    for name, planes in (("plane", PLANES), ("remote_plane", ACROSS_HOSTS)):
-        if name in metafunc.fixturenames and not any(
-            name in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
-        ):
+    """`plane`: every plane; `way`: small pages too; `remote_plane`: those that cross hosts."""
+    ways = (*PLANES, *SMALL_PAGES)
+    for name, planes in (("plane", PLANES), ("way", ways), ("remote_plane", ACROSS_HOSTS)):
+        if name in metafunc.fixturenames:
             metafunc.parametrize(name, with_marks(planes))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from penstock.protocol.seams import Disconnected
 from penstock.router.health import health
 from penstock.router.request import Refusal
 from penstock.simulation.cluster import Cluster
@@ -166,17 +167,38 @@ def test_a_loop_that_hangs_is_named_until_it_goes_on(role):
     cluster.settle()
 
 
-def test_a_loop_that_hangs_is_not_named_any_more_when_its_process_ends():
+def test_a_loop_that_hangs_is_not_named_any_more_when_it_is_started_again():
     cluster = Cluster(prefill=2, decode=2)
-    cluster.network.mailboxes.pop("sim://decode-0")
-    frozen = cluster.workers.pop("decode-0")
-    cluster.network.mailboxes["sim://decode-0"] = frozen.mailbox
+    frozen = cluster.workers["decode-0"]
+    del cluster.workers["decode-0"]
     cluster.until(lambda: health_of(cluster) != [])
-    cluster.network.kill(frozen.mailbox)
-    cluster.run(2)
-    assert health_of(cluster) == [] and "sim://decode-0" not in cluster.mailbox.wanted
+    cluster.workers["decode-0"] = frozen
+    cluster.kill("decode-0")
+    cluster.run(100)
+    assert len(health_of(cluster)) == 1 and "sim://decode-0" not in cluster.mailbox.wanted
     cluster.start("decode-0", "decode")
-    cluster.until(lambda: len(cluster.fleet.workers) == 4)
+    cluster.until(lambda: health_of(cluster) == [])
+    assert len(cluster.fleet.workers) == 4
+
+
+def test_a_link_that_breaks_of_silence_leaves_the_worker_named():
+    cluster = Cluster(prefill=2, decode=2)
+    client = cluster.ask(PROMPT, max_tokens=60)
+    cluster.until(lambda: len(client.tokens[0]) > 3)
+    frozen = {name: cluster.workers.pop(name) for name in ("decode-0", "prefill-0")}
+    cluster.run(450)
+    for name in frozen:
+        cluster.mailbox.arrived.append(Disconnected(f"sim://{name}"))
+    cluster.run(2)
+    assert [one.split(" for ")[0] for one in health_of(cluster)] == [
+        "decode-0: loop: said nothing",
+        "prefill-0: loop: said nothing",
+    ]
+    cluster.until(lambda: client.ended)
+    expect(client, count=60)
+    cluster.workers |= frozen
+    cluster.until(lambda: health_of(cluster) == [])
+    cluster.settle()
 
 
 def test_a_plane_whose_reads_never_end_asks_for_a_new_incarnation():
@@ -194,7 +216,7 @@ def test_a_plane_whose_reads_never_end_asks_for_a_new_incarnation():
             break
         client = cluster.ask(PROMPT, max_tokens=2)
         cluster.until(lambda client=client: client.ended)
-    assert "transfer: 1 reads have not ended for 1" in health_of(cluster)[0]
+    assert "decode-0: transfer: 3 reads have not ended for 12" in health_of(cluster)[0]
 
 
 def test_pages_that_nobody_gives_back_ask_for_a_new_incarnation():

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.kvtransfer.host_memory import HostMemory
 from penstock.kvtransfer.open import open_plane
-from penstock.kvtransfer.plane import PlaneError, PlaneSettings
+from penstock.kvtransfer.plane import STALE, PlaneError, PlaneSettings
 from support.plane_world import PAGE_BYTES, PAGE_COUNT, World, until
 
 needs_nixl = pytest.mark.skipif(
@@ -94,6 +94,31 @@ def test_generations_are_those_after_the_data(world: World) -> None:
     # Raised before the read: seen by every read after it.
     completion = world.read("tcp://peer:1", [2000, 0], [0, 1])
     assert completion.generations == (1, 0)
+
+
+@pytest.mark.parametrize("place", [0, 1000, 1999], ids=["first", "middle", "last"])
+def test_pages_that_were_granted_again_move_no_byte(world: World, place: int) -> None:
+    peer = world.peer()
+    world.plane.add_peer("tcp://peer:1", 1, peer.metadata())
+    remote, local = EVERY_PAGE[100:2100], EVERY_PAGE[:2000]
+    peer.ask("rewrite", page=remote[place])
+    world.poison()
+    ticket = world.plane.read("tcp://peer:1", remote, local, [0] * len(remote))
+    completion = world.settle(ticket)
+    assert completion.failed == STALE and completion.generations == ()
+    until(lambda: world.plane.quiet(ticket), world.pump, "quiet")
+    # The same pages at once, at what they are now: nothing of the refused read comes between.
+    now = [int(page == remote[place]) for page in remote]
+    completion = world.settle(world.plane.read("tcp://peer:1", remote[:5], local[2:7], now[:5]))
+    assert completion.failed == "" and completion.generations == tuple(now[:5])
+    for _ in range(200):
+        world.pump()
+    assert world.poisoned(sorted(set(EVERY_PAGE) - set(local[2:7])))
+    with pytest.raises(PlaneError, match="expected generations"):
+        world.plane.read("tcp://peer:1", [0, 1], [0, 1], [0])
+    completion = world.settle(world.plane.read("tcp://peer:1", remote, local, now))
+    assert completion.failed == "" and completion.generations == tuple(now)
+    assert world.local(local[place]) == peer.expected(remote[place], generation=1)
 
 
 def test_what_cannot_be_read_is_refused_before_any_byte_moves(world: World) -> None:

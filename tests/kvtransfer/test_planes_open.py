@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import zmq
 
 from penstock.kvtransfer import nixl_plane, shm_plane
 from penstock.kvtransfer import open as opening
@@ -38,7 +39,12 @@ def test_auto_says_why_nixl_was_not_taken(
 
     monkeypatch.setattr(nixl_plane, "NixlPlane", no_library)
     plane = open_plane("auto", settings)
-    assert plane.name == "zmq" and "no such wheel" in plane.path
+    assert plane.name == "tcp" and "no such wheel" in plane.path
+    assert "not encrypted" in plane.path
+    plane.close()
+    keys = zmq.curve_keypair()
+    plane = open_plane("auto", replace(settings, curve=keys))
+    assert plane.name == "zmq" and "no such wheel" in plane.path and "CURVE" in plane.path
     plane.close()
     with pytest.raises(PlaneError, match="no such wheel"):
         open_plane("nixl", settings)
@@ -51,21 +57,23 @@ def test_auto_does_not_take_a_nixl_that_moves_nothing(
     monkeypatch.setattr(shm_plane.ShmPlane, "progress", lambda self: [])
     monkeypatch.setattr(opening, "PROBE_SECONDS", 0.01)
     plane = open_plane("auto", settings)
-    assert plane.name == "zmq" and "did not end" in plane.path
+    assert plane.name == "tcp" and "did not end" in plane.path
     plane.close()
 
 
 def test_what_cannot_be_had_is_refused_with_a_sentence(settings: PlaneSettings) -> None:
-    with pytest.raises(PlaneError, match="auto, nixl, zmq, shm"):
+    with pytest.raises(PlaneError, match="auto, nixl, tcp, zmq, shm"):
         open_plane("rdma", settings)
     device = replace(settings, memory=replace(settings.memory, device="cuda:0", file=-1))
-    for choice in ("shm", "zmq"):
+    for choice in ("shm", "tcp", "zmq"):
         with pytest.raises(PlaneError, match="host memory only"):
             open_plane(choice, device)
     with pytest.raises(PlaneError, match="memory file"):
         open_plane("shm", replace(settings, memory=replace(settings.memory, file=-1)))
-    with pytest.raises(PlaneError, match="cannot listen"):
-        open_plane("zmq", replace(settings, host="no.such.host.invalid"))
+    for choice in ("tcp", "zmq"):
+        for host in ("no.such.host.invalid", "192.0.2.7"):  # an address of nobody's
+            with pytest.raises(PlaneError, match="cannot listen"):
+                open_plane(choice, replace(settings, host=host))
 
 
 def test_shm_tells_another_host_and_another_container(settings: PlaneSettings) -> None:

@@ -1,6 +1,6 @@
 """Health names what is wrong, and is red when nothing can be served."""
 
-from penstock.protocol.messages import Hello, Status, WorkerState
+from penstock.protocol.messages import Hello, Peer, Status, WorkerState
 from penstock.router.fleet import Booking, Fleet
 from penstock.router.health import health, ready
 from support.workers import worker
@@ -56,15 +56,35 @@ def test_a_worker_that_hangs_is_named_until_it_is_heard_or_gone():
     prefill, one, two = worker("p", "prefill"), worker("d1", "decode"), worker("d2", "decode")
     books = fleet(prefill, one, two)
     one.heard = 4.0
-    assert books.hangs("tcp://d1", 10.0) is one and books.hangs("tcp://d1", 10.0) is None
+    books.hangs("tcp://d1", 10.0)
     well, page = health(books, 10.0, {})
     assert not well and page["reasons"] == ["d1: loop: said nothing for 6.0 s"]
     assert page["ready"] and page["usable_workers"] == {"prefill": 1, "decode": 1}
     assert books.hello(one.peer, Hello(one.description, WorkerState(), []), 11.0)
     assert health(books, 11.0, {})[0]
-    books.hangs("tcp://d1", 20.0)
-    assert books.lost("tcp://d1", 21.0) is None
-    assert health(books, 21.0, {})[0]
+
+
+def test_a_link_that_breaks_of_silence_leaves_the_worker_named_until_it_starts_again():
+    books = fleet(worker("p", "prefill"), one := worker("d", "decode"))
+    one.heard = 10.0
+    assert not books.stood_still("tcp://d", 13.0), "a process that ended breaks its links at once"
+    assert books.stood_still("tcp://d", 14.0)
+    assert not books.unlinked("tcp://d", 14.0)
+    books.hangs("tcp://d", 14.0)
+    assert books.unlinked("tcp://d", 14.0)
+    books.silent(600.0)
+    assert "d: loop: said nothing for 590.0 s" in health(books, 600.0, {})[1]["reasons"]
+    again = Peer("d", 2, "tcp://other")
+    assert books.hello(again, Hello(one.description, WorkerState(), []), 601.0)
+    assert not books.hanging
+
+
+def test_a_worker_that_hung_and_never_came_back_is_forgotten_in_the_end():
+    books = fleet(worker("p", "prefill"), worker("d", "decode"))
+    books.hangs("tcp://d", 6.0)
+    books.unlinked("tcp://d", 7.0)
+    books.silent(608.0)
+    assert not books.hanging
 
 
 def test_what_a_plane_really_uses_is_shown_once_it_is_known():

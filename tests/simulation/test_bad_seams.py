@@ -131,8 +131,8 @@ def test_a_partition_stops_the_bytes_and_a_dead_holder_ends_the_read():
 def test_a_flipped_byte_is_one_slot_of_one_page():
     pair = Pair(flips=1.0)
     pair.until_over(pair.read())
-    differ = [a != b for a, b in zip(pair.reader.memory.tokens, pair.holder.memory.tokens)]  # noqa: B905
-    assert sum(differ) == 1
+    both = zip(pair.reader.memory.tokens, pair.holder.memory.tokens, strict=True)
+    assert sum(one != other for one, other in both) == 1
 
 
 def test_bytes_in_a_page_that_was_granted_again_are_a_violation():

@@ -10,7 +10,7 @@ from penstock.kvtransfer.moves import HOLDER_MOVES, READER_MOVES
 from penstock.simulation.report import Tally, describe, replay_command
 from penstock.simulation.schedule import level_of, play
 
-SEEDS = 800
+SEEDS = 600
 PART = 100
 
 
