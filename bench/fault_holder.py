@@ -111,10 +111,10 @@ class HolderEnd:
         if pages is None:
             raise ValueError(f"{blocks} pages are wanted, {self.parts.pool.available} are there")
         one.pages = pages
-        hashes = [*hashes_of(prefill), None]
+        hashes, tail = hashes_of(prefill)
         for block, page in enumerate(pages):
             write_block(self.parts.memory, page, request, block)
-            self.parts.pool.seal(page, hashes[block])
+            self.parts.pool.seal(page, hashes[block] if block < len(hashes) else None, tail)
         self._prompts[request, attempt] = one
         return {"lease": lease.id, "pages": pages}
 

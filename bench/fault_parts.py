@@ -124,10 +124,11 @@ def prompt(request: int, attempt: int, blocks: int, reader: str) -> Prefill:
     )
 
 
-def hashes_of(prefill: Prefill) -> list[bytes]:
-    """Of its full blocks."""
+def hashes_of(prefill: Prefill) -> tuple[list[bytes], bytes]:
+    """Of its full blocks, and of the partial one behind them."""
     root = blockhash.root(MODEL, NUMERIC_CLASS, prefill.cache_salt)
-    return blockhash.extend(root, prefill.token_ids, PAGE_SLOTS)
+    hashes = blockhash.extend(root, prefill.token_ids, PAGE_SLOTS)
+    return hashes, blockhash.tail(root, hashes, prefill.token_ids, PAGE_SLOTS)
 
 
 def block_words(request: int, block: int, page_bytes: int) -> NDArray[numpy.uint64]:

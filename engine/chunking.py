@@ -84,6 +84,16 @@ class Blocks:
             self.pool.seal(sequence.pages[block], sequence.hashes[block])
         sequence.sealed = max(sequence.sealed, full)
 
+    def seal_tail(self, sequence: Sequence) -> None:
+        """The prompt's partial block, if there is one, is written no more; no prompt may find it."""
+        if sequence.sealed == len(sequence.pages):
+            return
+        content = blockhash.tail(
+            self._root(sequence), sequence.hashes, sequence.token_ids, self.page_slots
+        )
+        self.pool.seal(sequence.pages[sequence.sealed], None, content)
+        sequence.sealed += 1
+
     def drop(self, sequence: Sequence) -> None:
         """The sequence leaves, or is to be computed again."""
         self.pool.release(sequence.holder)

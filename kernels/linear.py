@@ -8,6 +8,9 @@ sums, when it is fp32 or its rows are long: so one row is computed as two. From 
 row's bits depended on the number of rows, at every width and shape tried (exactness.py asks again
 at start). Elsewhere, or where oneDNN lacks the dtype, this is torch's linear, and .how says so.
 
+oneDNN makes code for every number of rows it meets, and keeps it: prompts of all lengths would cost
+a worker hundreds of MB and a pause at each new one. So many rows are filled up to a multiple.
+
 T tokens in the batch, I inputs, O outputs.
 """
 
@@ -16,6 +19,9 @@ from dataclasses import dataclass
 import torch
 
 Tensor = torch.Tensor
+
+FEW_ROWS = 64  # up to here, where decode steps are, each number of rows has its own code
+MULTIPLE = 32  # beyond it only multiples have
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,18 @@ class PackedLinear:
     def _product(self, x_TI: Tensor) -> Tensor:
         if self.how == "torch":
             return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
-        return torch.ops.mkldnn._linear_pointwise(
+        rows = x_TI.shape[0]
+        if more := filled_up(rows) - rows:
+            x_TI = torch.nn.functional.pad(x_TI, (0, 0, 0, more))
+        y_TO = torch.ops.mkldnn._linear_pointwise(
             x_TI.contiguous(), self.weight, self.bias_O, "none", [], ""
         )
+        return y_TO[:rows]
+
+
+def filled_up(rows: int) -> int:
+    """How many rows are computed for so many."""
+    return rows if rows <= FEW_ROWS else -(-rows // MULTIPLE) * MULTIPLE
 
 
 def pack_linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> PackedLinear:

@@ -29,6 +29,7 @@ class Incoming:
     holder: Peer
     arrived: float
     hashes: list[bytes]  # of the prompt's full blocks
+    tail: bytes  # of the partial one behind them, if there is one
     total: int  # blocks of the whole prompt, a partial tail included
     state: ReadState = ReadState.WAITING
     pages: list[int] = field(default_factory=list)  # ours, one per block

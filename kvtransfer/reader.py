@@ -313,9 +313,9 @@ class Reader:
         if self._ways.restarted(sender):
             self.holder_lost(sender.endpoint)  # and the link did not say so yet
         fault = objection_to_handoff(handoff, self._settings.vocabulary)
-        hashes = self._hashes(handoff) if fault is None else []
+        hashes, tail = self._hashes(handoff) if fault is None else ([], b"")
         total = -(-len(handoff.prefill.token_ids) // self._settings.page_slots)
-        self.incoming[key] = incoming = Incoming(handoff, sender, now, hashes, total)
+        self.incoming[key] = incoming = Incoming(handoff, sender, now, hashes, tail, total)
         if fault is not None:
             self._object(incoming, fault)
         elif total > self._pool.page_count:
@@ -324,10 +324,13 @@ class Reader:
         else:
             self._ways.make(sender)
 
-    def _hashes(self, handoff: Handoff) -> list[bytes]:
+    def _hashes(self, handoff: Handoff) -> tuple[list[bytes], bytes]:
+        """Of the prompt's full blocks, and of the partial one behind them."""
         model, prefill = self._compatibility, handoff.prefill
+        tokens, slots = prefill.token_ids, self._settings.page_slots
         root = blockhash.root(model.model, model.numeric_class, prefill.cache_salt)
-        return blockhash.extend(root, prefill.token_ids, self._settings.page_slots)
+        hashes = blockhash.extend(root, tokens, slots)
+        return hashes, blockhash.tail(root, hashes, tokens, slots)
 
     def _published(self, incoming: Incoming, message: Published, now: float) -> None:
         fault = objection_to_published(incoming, message, self._settings.vocabulary)
@@ -345,7 +348,8 @@ class Reader:
         if message.first_tokens is not None:
             incoming.first_tokens = message.first_tokens
             incoming.last_published = incoming.last_published or now
-        incoming.progressed = now
+        if fresh < len(message.pages):  # what was only said again is no progress
+            incoming.progressed = now
         if self._ways.is_open(incoming.holder.endpoint):
             self._vet(incoming)
 

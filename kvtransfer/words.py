@@ -133,16 +133,15 @@ def _contradiction(incoming: Incoming, message: Published) -> Fault | None:
 def objection_to_content(incoming: Incoming, checked: bool) -> Fault | None:
     """The first block, of those not looked at yet, that is not a block of this prompt.
 
-    A full block's hash chains model, numeric class, tenant salt and every token before. A partial
-    tail has none. In checked mode each block has a digest, and in no other.
+    A block's hash chains model, numeric class, tenant salt and every token before. In checked mode
+    each block has a digest, and in no other.
     """
     start, known = incoming.vetted, len(incoming.said_hashes)
     incoming.vetted = known
     digests = len(incoming.digests)
     if digests != (known if checked else 0):
         return Offence.BAD_LISTS, f"{known} blocks and {digests} digests were published"
-    ours = incoming.hashes[start:known]
-    ours += [b""] * (known - start - len(ours))
+    ours = [*incoming.hashes, incoming.tail][start:known]
     if ours == incoming.said_hashes[start:known]:
         return None
     said = incoming.said_hashes[start:known]

@@ -231,10 +231,8 @@ class PrefillWorker:
         lease = self._leases.get(sequence.holder)
         if lease is None or lease.ended_by is not None:
             return
-        if first is not None and sequence.sealed < len(sequence.pages):
-            # The partial tail: nobody writes it any more, and no later prompt may find it.
-            self._blocks.pool.seal(sequence.pages[sequence.sealed], None)
-            sequence.sealed += 1
+        if first is not None:
+            self._blocks.seal_tail(sequence)
         fresh = sequence.pages[len(lease.pages) : sequence.sealed]
         if fresh or first is not None:
             self._holder.publish(lease, fresh, first)

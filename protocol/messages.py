@@ -110,9 +110,9 @@ class Published(Struct, frozen=True, tag="published", array_like=True):
     """Blocks first_block .. first_block+len(pages) of the lease are sealed and may be read.
 
     A block read counts only if, after its data is complete, its page's generation still is the
-    one named here. `hashes` are what the holder's pool sealed each page as (b"" for a partial
-    tail): they chain model, numeric class, tenant salt and every token before, so a page of
-    another request or tenant is refused before it is read. In checked mode `digests` are the
+    one named here. `hashes` are what the holder's pool sealed each page as: they chain
+    model, numeric class, tenant salt and every token before, so a page of another request or
+    tenant is refused before it is read. In checked mode `digests` are the
     xxh3-64 of each page's bytes. `first_tokens` comes with the last block and ends the publication.
     """
 

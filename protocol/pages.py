@@ -94,7 +94,7 @@ class PagePool:
         return self._state[page]
 
     def content(self, page: int) -> bytes:
-        """The block hash this page was sealed with; b"" for a partial block or an open page."""
+        """What this page was sealed as: a block's hash or a tail's; b"" while it is open."""
         return self._content[page]
 
     def pages_of(self, holder: Holder) -> list[int]:
@@ -159,12 +159,13 @@ class PagePool:
             self._holders[page] += 1
         self._held.setdefault(holder, []).extend(pages)
 
-    def seal(self, page: int, block_hash: bytes | None) -> None:
-        """End of writing. With a hash (full blocks) the page can be found by later prompts."""
+    def seal(self, page: int, block_hash: bytes | None, tail: bytes = b"") -> None:
+        """End of writing. With a hash (full blocks) the page can be found by later prompts; a
+        partial block only says what it holds."""
         if self._inbound[page]:
             raise ValueError(f"page {page} cannot be sealed: a transfer still writes it")
         self._move(page, PageState.SEALED)
-        self._content[page] = block_hash or b""
+        self._content[page] = block_hash or tail
         if block_hash is not None and block_hash not in self._by_hash:
             self._hash[page] = block_hash
             self._by_hash[block_hash] = page

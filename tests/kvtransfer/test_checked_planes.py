@@ -75,12 +75,13 @@ class Pair:
         )
         root = blockhash.root(CHECKED.model, CHECKED.numeric_class, "")
         hashes = blockhash.extend(root, tokens, SLOTS)
+        tail = blockhash.tail(root, hashes, tokens, SLOTS)
         pool = self.source.pool
         pages = pool.take(("sequence", request), BLOCKS)
         assert pages is not None
         for block, page in enumerate(pages):
             self.source.memory.page(page)[:] = chance.randbytes(PAGE_BYTES)
-            pool.seal(page, hashes[block] if block < len(hashes) else None)
+            pool.seal(page, hashes[block] if block < len(hashes) else None, tail)
         self.holder.publish(self.holder.open(prefill, 0, 0.0), pages, FIRST)
         pool.release(("sequence", request))
         return pages

@@ -91,6 +91,11 @@ CASES: dict[str, tuple[Callable[[Publication], dict[str, object]], Offence, str]
         Offence.WRONG_CONTENT,
         "block 5",
     ),
+    "a tail without content": (
+        lambda one: {"hashes": swap(one.good.hashes, 5, b"")},
+        Offence.WRONG_CONTENT,
+        "block 5",
+    ),
     "a page out of range": (
         lambda one: {"pages": swap(one.good.pages, 1, 1 << 40)},
         Offence.OUT_OF_RANGE,

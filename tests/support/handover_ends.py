@@ -103,12 +103,13 @@ class Ends:
     def compute(self, holder: object, tokens: list[int], salt: str = "") -> list[int]:
         root = blockhash.root(COMPATIBILITY.model, COMPATIBILITY.numeric_class, salt)
         hashes = blockhash.extend(root, tokens, SLOTS)
+        tail = blockhash.tail(root, hashes, tokens, SLOTS)
         pages = self.holding.take(holder, -(-len(tokens) // SLOTS))
         assert pages is not None
         for block, page in enumerate(pages):
             held = tokens[block * SLOTS : (block + 1) * SLOTS]
             self.source.write(page, 0, array("i", held))
-            self.holding.seal(page, hashes[block] if block < len(hashes) else None)
+            self.holding.seal(page, hashes[block] if block < len(hashes) else None, tail)
         return pages
 
     def carry(self) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Two or more NIXL planes in this process, driven turn by turn: every order of events can be had."""
+"""NIXL planes in this process, driven turn by turn: every order of events can be had."""
 
 import itertools
 import os
