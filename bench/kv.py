@@ -17,15 +17,19 @@ from collections.abc import Callable, Iterable
 from . import kv_across, kv_control, kv_prompts
 from .kv_checked import checked_tables, measure_checked
 from .kv_goals import goal_table
+from .kv_noise import own_seconds
 from .kv_pair import METHODS, PairError
 from .kv_prompts import GIB
 from .kv_speed import LARGE, Record, measure, shape_of, speed_tables
 from .report import Result, Table, result_file
 
 OPERATION, LARGE_OPERATION, PIECES_OPERATION = 16 << 20, 256 << 20, 4 << 20
+CHECKED_OPERATION = 64 << 20
 PLANES = ("nixl", "shm", "tcp")
 SPEED = tuple(name for name in METHODS if name != "bare nixl-tcp, untuned")
 PIECES = ("memcpy", "bare nixl", "nixl")
+QUICK = ("memcpy", "bare nixl", "bare socket", "nixl", "shm", "tcp")
+QUICK_ACROSS = ("bare socket", "bare nixl-tcp", "tcp")
 TITLES = {
     "speed": "Pages between two processes",
     "large": "Large operations",
@@ -52,8 +56,9 @@ def chosen(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
 
 
 def speed(options: argparse.Namespace) -> list[Record]:
-    sizes = sizes_of(options, "4,64,1024", "4,16,64,256,1024,4096")
-    return _each(options, "speed", sizes, chosen(options, SPEED), OPERATION)
+    sizes = sizes_of(options, "16,1024", "4,16,64,256,1024,4096")
+    names = QUICK if options.quick else SPEED
+    return _each(options, "speed", sizes, chosen(options, names), OPERATION)
 
 
 def large(options: argparse.Namespace) -> list[Record]:
@@ -87,18 +92,18 @@ def _each(
 
 def across(options: argparse.Namespace) -> list[Record]:
     sizes = sizes_of(options, "64", "16,64,256,1024,4096")
-    methods = chosen(options, kv_across.METHODS_ACROSS)
+    methods = chosen(options, QUICK_ACROSS if options.quick else kv_across.METHODS_ACROSS)
     return kv_across.measure_across(sizes, OPERATION, options.rounds, methods)
 
 
 def control(options: argparse.Namespace) -> list[Record]:
     times = 20 if options.quick else 100
-    methods = chosen(options, ("nixl", "shm", "tcp"))
+    methods = chosen(options, PLANES[:2] if options.quick else PLANES)
     return kv_control.measure_round_trips(methods, 1 if options.quick else 3, times)
 
 
 def idle(options: argparse.Namespace) -> list[Record]:
-    methods = chosen(options, (*PLANES, "zmq"))
+    methods = chosen(options, PLANES if options.quick else (*PLANES, "zmq"))
     return kv_control.measure_idle(methods, 2.0 if options.quick else 10.0)
 
 
@@ -108,14 +113,16 @@ def overlap(options: argparse.Namespace) -> list[Record]:
 
 def checked(options: argparse.Namespace) -> list[Record]:
     sizes = sizes_of(options, "1024", "64,1024")
-    return measure_checked(chosen(options, PLANES), sizes, 64 << 20, options.rounds)
+    methods = chosen(options, PLANES[:2] if options.quick else PLANES)
+    return measure_checked(methods, sizes, CHECKED_OPERATION, options.rounds)
 
 
 def prompts(options: argparse.Namespace) -> list[Record]:
     longest = 8192 if options.quick else options.longest
     memory = int(options.memory_gib * GIB)
     rounds = 1 if options.quick else 3
-    return kv_prompts.measure_prompts(chosen(options, PLANES), rounds, memory, longest)
+    methods = chosen(options, PLANES[:2] if options.quick else PLANES)
+    return kv_prompts.measure_prompts(methods, rounds, memory, longest)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Record]]] = {
@@ -178,9 +185,10 @@ def main(arguments: list[str]) -> int:
     result = Result("kv", asked)
     try:
         for part in options.parts.split(","):
-            began = time.monotonic()
+            began, used = time.monotonic(), own_seconds()
             result.rounds += PARTS[part](options)
-            print(f"{part}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+            took = f"{time.monotonic() - began:.0f} s, {own_seconds() - used:.0f} s of CPU"
+            print(f"{part}: measured in {took}", file=sys.stderr)
     except PairError as error:
         print(f"penstock bench kv: {error}", file=sys.stderr)
         return 1

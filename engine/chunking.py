@@ -85,7 +85,7 @@ class Blocks:
         sequence.sealed = max(sequence.sealed, full)
 
     def seal_tail(self, sequence: Sequence) -> None:
-        """The prompt's partial block, if there is one, is written no more; no prompt may find it."""
+        """The prompt's partial block, if any, is written no more; no later prompt may find it."""
         if sequence.sealed == len(sequence.pages):
             return
         content = blockhash.tail(

@@ -34,7 +34,7 @@ def extend(parent: bytes, token_ids: Sequence[int], page_slots: int, known: int 
 def tail(root: bytes, hashes: Sequence[bytes], token_ids: Sequence[int], page_slots: int) -> bytes:
     """What the partial block behind the full ones holds; b"" where there is none.
 
-    It is hashed apart from full blocks: a tail is never found in a cache, only named in a hand-over.
+    It is hashed apart from full blocks: no cache finds a tail, only hand-overs name it.
     """
     rest = token_ids[len(hashes) * page_slots :]
     if not rest:

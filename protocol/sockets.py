@@ -18,6 +18,7 @@ its input/output thread): that a worker makes progress is told by its Status, no
 
 import logging
 import secrets
+import select
 import selectors
 import time
 from collections import deque
@@ -35,6 +36,8 @@ from .messages import Message, Peer
 from .reception import Counters, Reception
 from .seams import Arrival, Clock, Connected, Disconnected, SystemClock
 
+SHORT_SECONDS = 0.001  # epoll would round it up to a whole millisecond
+FD_SETSIZE = 1024  # select looks at no higher descriptor
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.25)  # between tries at a kept endpoint
 STEADY_SECONDS = 1.0  # a connection that ends sooner was not wanted, and is tried less often
 HANGUPS_SAID = 4
@@ -170,7 +173,12 @@ class Mailbox:
         if self._local or self._reception.more:
             return
         due = self.seconds_until_due()
-        self._selector.select(timeout_seconds if due is None else min(due, timeout_seconds))
+        seconds = timeout_seconds if due is None else min(due, timeout_seconds)
+        descriptor = self.fileno()
+        if 0 < seconds < SHORT_SECONDS and descriptor < FD_SETSIZE:
+            select.select([descriptor], (), (), seconds)
+        else:
+            self._selector.select(seconds)
 
     def fileno(self) -> int:
         """One descriptor, readable when `receive` is due; for loops that do not `wait`. They

@@ -19,7 +19,7 @@ from ..protocol.messages import Inquire, Peer, Unknown
 from .flow_numbers import FlowCounters
 from .placement import InFlight, Phase, Placement, Progress, Question
 
-VISITS = 512  # requests looked at in one tick, so that thousands of them never hold up the loop
+VISITS = 256  # requests looked at in one tick, so that thousands of them never hold up the loop
 ROUNDS = 5  # looks at each request within `inquire_seconds`
 
 

@@ -157,24 +157,30 @@ def test_a_slot_taken_back_before_it_was_read_is_noticed(
     monkeypatch.setattr(nixl_serving, "SLOT_SECONDS", 0.0)
     pairs.append(pair := Pair(1024, 4000, readers=2))
     slow, fast = pair.readers
-    plans = [scattered(4000, 400, seed) for seed in range(2)]
-    tickets = [
-        reader.plane.read("holder", *plan) for reader, plan in zip(pair.readers, plans, strict=True)
-    ]
-    packed = words = 0
+    for reader in pair.readers:  # connected, so that nothing below needs the slow one's progress
+        assert pair.settle(reader.plane.read("holder", [0], [0]), reader).failed == ""
+        reader.plane.read("holder", *scattered(4000, 400))
+    pair.until(lambda: not any(end.plane.busy for end in (*pair.readers, pair.holder)), "the end")
+    plans = [scattered(4000, 400, seed) for seed in (1, 2)]
+    for reader in pair.readers:
+        reader.poison()
+    serving = pair.holder.plane._serving
+    assert serving
+    first = slow.plane.read("holder", *plans[0])
     slow.step()  # asks
-    pair.until(lambda: pair.holder.plane.busy, "the first ask")
-    slots = pair.holder.plane._serving._slots  # type: ignore[union-attr]
-    packed = int(slots.sequences.sum())
-    for _ in range(2000):
+    until(lambda: serving.busy, pair.holder.step, "the first ask")
+    second = fast.plane.read("holder", *plans[1])
+
+    def step() -> None:
         fast.step()
         pair.holder.step()
-        words = int(slots.sequences.sum())
-        if words > packed and fast.of(tickets[1]):
-            break
-    for reader, ticket, plan in zip(pair.readers, tickets, plans, strict=True):
+
+    until(lambda: bool(fast.of(second)), step, "the second read")
+    packed = int(serving._slots.sequences.sum())
+    for reader, ticket, plan in zip(pair.readers, (first, second), plans, strict=True):
         assert pair.settle(ticket, reader).failed == ""
         assert pair.same(*plan, reader=reader)
+    assert int(serving._slots.sequences.sum()) > packed  # the first one asked again
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["abandoned", "removed"])

@@ -69,6 +69,15 @@ def test_pages_of_any_size(choice: str, page_bytes: int, page_count: int) -> Non
     both.close()
 
 
+def test_shm_with_more_pages_than_it_keeps_slices_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm_plane, "MOST_CUTS", 99)
+    both = Both("shm", 4096, 100)
+    assert both.read(list(range(60)), list(range(99, 39, -1))) == ""
+    for page in range(60):
+        assert both.ours.page(99 - page) == both.theirs.page(page)
+    both.close()
+
+
 def test_shm_leaves_the_loop_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the memory is: one batch per call when the time is over at once."""
     monkeypatch.setattr(shm_plane, "SECONDS_PER_CALL", 0.0)

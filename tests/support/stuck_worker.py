@@ -15,6 +15,7 @@ from penstock.protocol.loop import Gaps
 from penstock.protocol.membership import Membership
 from penstock.protocol.messages import Compatibility, WorkerDescription, WorkerState
 from penstock.protocol.pages import PagePool
+from penstock.protocol.seams import Connected, Disconnected
 from penstock.protocol.sockets import Mailbox
 
 STEP_LIMIT_SECONDS = 0.1
@@ -32,12 +33,16 @@ class Hangs:
 class Worker:
     """Only as much of one as tells that it is stuck."""
 
-    def __init__(self, membership: Membership, engine: EngineThread, pool: PagePool):
+    def __init__(self, mailbox: Mailbox, membership: Membership, engine: EngineThread):
         self.stuck = ""
-        self._membership, self._engine, self._pool = membership, engine, pool
+        self._mailbox, self._membership, self._engine = mailbox, membership, engine
+        self._pool = PagePool([0] * 4)
         self._pulse = Pulse(STEP_LIMIT_SECONDS, 0.5, Gaps(), engine)
 
     def turn(self, now: float) -> float:
+        for arrival in self._mailbox.receive():
+            if isinstance(arrival, Connected | Disconnected):
+                self._membership.link(arrival, WorkerState())
         if not self._engine.busy:
             self._engine.start(Step(()))
             self._pulse.step_started(now)
@@ -46,11 +51,10 @@ class Worker:
 
 
 def main(router: str) -> int:
-    mailbox, pool = Mailbox("worker"), PagePool([0] * 4)
+    mailbox = Mailbox("worker")
     engine = EngineThread(Hangs())
     described = WorkerDescription("prefill", "m", COMPATIBILITY, 4, 4, 16, "none", "cpu", 1)
-    membership = Membership(mailbox, [router], described, pool, 0.05)
-    membership.connected.add(router)
+    membership = Membership(mailbox, [router], described, PagePool([0] * 4), 0.05)
     station = cast(
         Station,
         SimpleNamespace(
@@ -61,7 +65,7 @@ def main(router: str) -> int:
             loaded=cast(LoadedEngine, SimpleNamespace(engine=engine)),
         ),
     )
-    return Station.drive(station, Worker(membership, engine, pool), report("worker"))
+    return Station.drive(station, Worker(mailbox, membership, engine), report("worker"))
 
 
 if __name__ == "__main__":
