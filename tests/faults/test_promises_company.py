@@ -11,7 +11,7 @@ from penstock.kvtransfer.incoming import Allowance
 from support.fault_worker import FrozenDecode
 from support.serving import until
 
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 2.0
 BLOCKS = 20
 
 
@@ -19,7 +19,7 @@ class Pair:
     """A holder and a reader that are both processes of their own."""
 
     def __init__(self, nursery: Nursery, plane: str):
-        settings = {"plane": plane, "lease_seconds": LEASE_SECONDS, "renew_every": 0.25}
+        settings = {"plane": plane, "lease_seconds": LEASE_SECONDS, "renew_every": 0.4}
         self.holder = nursery.start("holder", EndSettings(name="holder", **settings))
         self.reader = nursery.start("reader", EndSettings(name="reader", **settings))
 
@@ -60,7 +60,7 @@ def test_f7_pages_of_a_hanging_reader_are_free_when_its_lease_ran_out(pair):
 
 def test_f7_a_reader_that_renews_keeps_its_lease_for_as_long_as_it_likes(scene_of):
     """Also where its admission is starved: no page was reserved, and none will be for a while."""
-    scene = scene_of("shm", lease_seconds=LEASE_SECONDS, renew_every=0.25)
+    scene = scene_of("shm", lease_seconds=LEASE_SECONDS, renew_every=0.4)
     reader = scene.reader
     reader.allowance = Allowance(sequences=0)
     scene.holder.hand(reader.next_request(), BLOCKS, reader.endpoint)
@@ -77,7 +77,7 @@ def test_f7_a_reader_that_renews_keeps_its_lease_for_as_long_as_it_likes(scene_o
 def test_f7_a_frozen_step_stops_no_renewal(nursery):
     settings = EndSettings(plane="shm", name="holder", lease_seconds=LEASE_SECONDS)
     holder = nursery.start("holder", settings)
-    decode = FrozenDecode(LEASE_SECONDS / 4)
+    decode = FrozenDecode(LEASE_SECONDS / 5)
     try:
         decode.freeze()
         holder.begin(1, BLOCKS, decode.endpoint)

@@ -39,7 +39,7 @@ def test_f4_pages_of_an_aborted_read_never_get_a_late_byte(scene_of, way, turns)
     assert seen.outcome is None, "the router that cancelled is told nothing"
     if way in MOVES_ITSELF:
         assert seen.quarantined == 0
-    if way == "nixl-tcp":
+    if way == "nixl-tcp" and turns:  # the bytes themselves were under way
         assert seen.quarantined == BLOCKS, "NIXL has no way to stop a transfer"
     check_aftermath(seen)
 

@@ -131,8 +131,8 @@ def test_what_only_waits_is_not_placed_again():
 
 
 def test_a_choice_that_misses_a_word_goes_on_alone(monkeypatch):
-    cluster, lost = Cluster(pages=100), []
-    client = cluster.ask(PROMPT, n=3, max_tokens=40)
+    cluster, lost = Cluster(pages=100, inquire_seconds=0.2), []
+    client = cluster.ask(PROMPT, n=3, max_tokens=60)
     cluster.until(lambda: all(len(tokens) > 3 for tokens in client.tokens))
     receive = cluster.mailbox.receive
 
@@ -147,9 +147,16 @@ def test_a_choice_that_misses_a_word_goes_on_alone(monkeypatch):
         return arrivals
 
     monkeypatch.setattr(cluster.mailbox, "receive", lossy)
+    counters = cluster.flow.counters
+    cluster.until(lambda: counters.replaced > 0)
+    assert lost and not any(client.finish), "the others are going on"
+    cluster.workers["prefill-0"].engine.hold = True  # the new attempt takes its time
+    cluster.run(100)
+    assert counters.replaced == 1
+    cluster.workers["prefill-0"].engine.hold = False
     cluster.until(lambda: client.ended)
-    expect(client, 40)
-    assert lost and cluster.flow.counters.replaced == 1
+    expect(client, 60)
+    assert counters.replaced == 1
     cluster.settle()
 
 

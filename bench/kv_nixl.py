@@ -1,0 +1,183 @@
+"""What NIXL agents cost beside the bytes (G8): starting, knowing peers, describing pages.
+
+    python -m penstock.bench.kv_nixl
+
+The peers are planes of one other process, which makes progress all the time. "Connected" means
+that a page of each was read; CPU is the reader's.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..kvtransfer import ucx
+from ..kvtransfer.host_memory import HostMemory
+from ..kvtransfer.nixl_lists import LOCAL, Lists, strided
+from ..kvtransfer.nixl_plane import NixlPlane
+from ..kvtransfer.plane import PlaneSettings
+
+PEERS = 72
+POLL_SECONDS = 0.005  # the peers answer in their own time; busy polling would count as cost
+PAGES = 500_000
+PAGE_BYTES = 16 << 10
+STARTS = 5
+PREPARED = 200
+READ_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One figure and its bound; `reached` is `figure <= bound`."""
+
+    name: str
+    figure: float
+    bound: float
+    unit: str
+
+    @property
+    def reached(self) -> bool:
+        return self.figure <= self.bound
+
+
+def measure() -> list[Cost]:
+    """All costs, in about twenty seconds."""
+    starts, metadata = _starts()
+    seconds, described = _descriptors()
+    return [
+        Cost("agent and plane, start", starts * 1e3, 150, "ms"),
+        Cost(f"{PEERS} peers connected, CPU", _connections() * 1e3, 100, "ms"),
+        Cost(f"descriptors of {PAGES} pages", seconds * 1e6, 10, "us"),
+        Cost(f"memory of {PAGES} descriptors", described, 1024, "B"),
+        Cost("metadata of a worker", metadata, 1024, "B"),
+    ]
+
+
+def table(costs: Sequence[Cost]) -> str:
+    width = max(len(cost.name) for cost in costs)
+    return "\n".join(
+        f"{cost.name:{width}}  {cost.figure:9.1f} {cost.unit:3} at most {cost.bound:.0f}"
+        f"  {'reached' if cost.reached else 'MISSED'}"
+        for cost in costs
+    )
+
+
+def _open(name: str) -> tuple[HostMemory, NixlPlane]:
+    memory = HostMemory(PAGE_BYTES, PEERS)
+    return memory, NixlPlane(PlaneSettings(memory.memory, f"{name}-{os.getpid()}"))
+
+
+def _starts() -> tuple[float, int]:
+    """Median wall seconds of opening a plane, the library loaded; bytes of metadata."""
+    ucx.load()
+    times: list[float] = []
+    length = 0
+    for number in range(STARTS):
+        began = time.perf_counter()
+        memory, plane = _open(f"start-{number}")
+        times.append(time.perf_counter() - began)
+        length = len(plane.metadata())
+        plane.close()
+        memory.close()
+    return statistics.median(times), length
+
+
+def _descriptors() -> tuple[float, float]:
+    """Seconds to describe PAGES pages, and resident bytes each description adds."""
+    memory = HostMemory(64, PAGES)
+    agent = ucx.load().agent(f"descriptors-{os.getpid()}")
+    lists = Lists(agent)
+    lists.register(memory.memory.pages_address, memory.memory.total_bytes)
+    row = strided(memory.memory.pages_address, 64, PAGES)
+    lists.prepare(LOCAL, [row])
+    before, times, kept = _resident(), [], []
+    for _ in range(PREPARED):
+        began = time.perf_counter()
+        kept.append(lists.prepare(LOCAL, [row]))
+        times.append(time.perf_counter() - began)
+    grown = (_resident() - before) / PREPARED
+    del kept
+    lists.deregister()
+    lists.close()
+    del agent
+    memory.close()
+    return statistics.median(times), grown
+
+
+def _connections() -> float:
+    """CPU seconds of adding PEERS peers and reading a page of each."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "penstock.bench.kv_nixl", "--hold", str(PEERS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdin and child.stdout
+    memory, plane = _open("connecting")
+    try:
+        peers = [bytes.fromhex(words) for words in json.loads(child.stdout.readline())]
+        began = time.process_time()
+        for number, metadata in enumerate(peers):
+            plane.add_peer(f"peer-{number}", 1, metadata)
+        _read_one_of_each(plane, len(peers))
+        return time.process_time() - began
+    finally:
+        child.stdin.close()
+        child.wait()
+        child.stdout.close()
+        plane.close()
+        memory.close()
+
+
+def _read_one_of_each(plane: NixlPlane, peers: int) -> None:
+    for number in range(peers):
+        plane.read(f"peer-{number}", [0], [number])
+    until = time.monotonic() + READ_SECONDS
+    ended = 0
+    while ended < peers:
+        for completion in plane.progress():
+            ended += 1
+            if completion.failed:
+                raise RuntimeError(f"reading a peer's page failed: {completion.failed}")
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() > until:
+            raise RuntimeError(f"the peers' pages did not come in {READ_SECONDS:.0f} s")
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def _hold(count: int) -> int:
+    ends = [_open(f"held-{number}") for number in range(count)]
+    print(json.dumps([plane.metadata().hex() for _, plane in ends]), flush=True)
+    os.set_blocking(0, False)
+    while True:
+        try:
+            if not os.read(0, 1):
+                os._exit(0)  # the measuring process is done; nothing here needs an orderly end
+        except BlockingIOError:
+            pass
+        for _, plane in ends:
+            plane.progress()
+        time.sleep(0)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench kv_nixl", description="what NIXL agents cost")
+    parser.add_argument("--hold", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.hold:
+        return _hold(options.hold)
+    costs = measure()
+    print(table(costs))
+    return 0 if all(cost.reached for cost in costs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
