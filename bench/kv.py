@@ -25,6 +25,7 @@ from .report import Result, Table, result_file
 
 OPERATION, LARGE_OPERATION, PIECES_OPERATION = 16 << 20, 256 << 20, 4 << 20
 CHECKED_OPERATION = 64 << 20
+QUICK_GIB, FOREVER = 2.0, float("inf")
 PLANES = ("nixl", "shm", "tcp")
 SPEED = tuple(name for name in METHODS if name != "bare nixl-tcp, untuned")
 PIECES = ("memcpy", "bare nixl", "nixl")
@@ -63,7 +64,8 @@ def speed(options: argparse.Namespace) -> list[Record]:
 
 def large(options: argparse.Namespace) -> list[Record]:
     sizes = sizes_of(options, "1024", "64,1024")
-    return _each(options, "large", sizes, chosen(options, LARGE), LARGE_OPERATION)
+    names = LARGE[:4] if options.quick else LARGE
+    return _each(options, "large", sizes, chosen(options, names), LARGE_OPERATION)
 
 
 def loopback(options: argparse.Namespace) -> list[Record]:
@@ -119,7 +121,7 @@ def checked(options: argparse.Namespace) -> list[Record]:
 
 def prompts(options: argparse.Namespace) -> list[Record]:
     longest = 8192 if options.quick else options.longest
-    memory = int(options.memory_gib * GIB)
+    memory = int(min(options.memory_gib, QUICK_GIB if options.quick else FOREVER) * GIB)
     rounds = 1 if options.quick else 3
     methods = chosen(options, PLANES[:2] if options.quick else PLANES)
     return kv_prompts.measure_prompts(methods, rounds, memory, longest)

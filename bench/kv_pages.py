@@ -4,7 +4,8 @@ import numpy
 
 from ..kvtransfer.host_memory import HostMemory
 
-CHECKED_AT_ONCE = 8 << 20  # bytes; the check must not need the pool's size again
+CHECKED_AT_ONCE = 2 << 20  # bytes of small pages; the check must not need the pool's size again
+LARGE_PAGE = 128 << 10  # from here on a page is checked by itself, in parts a cache holds
 
 
 class WrongBytes(Exception):
@@ -44,15 +45,31 @@ def chosen(page_count: int, words: dict[str, int]) -> tuple[list[int], list[int]
 def verify(memory: HostMemory, local: list[int], remote: list[int]) -> None:
     """Raises WrongBytes unless the local pages hold what `fill` wrote to the remote ones; clears
     them, so that a later operation cannot be taken for done by what an earlier one left."""
+    words = numpy.frombuffer(memory.pages, dtype=numpy.uint64)
     width = memory.memory.page_bytes // 8
-    ours = numpy.frombuffer(memory.pages, dtype=numpy.uint64).reshape(-1, width)
+    if memory.memory.page_bytes < LARGE_PAGE:
+        _verify_small(words.reshape(-1, width), local, remote)
+        return
+    offsets = numpy.arange(LARGE_PAGE // 8, dtype=numpy.uint64)
+    for ours, theirs in zip(local, remote, strict=True):
+        for start in range(0, width, len(offsets)):
+            count = min(len(offsets), width - start)
+            there = words[ours * width + start : ours * width + start + count]
+            if not numpy.array_equal(there, offsets[:count] + numpy.uint64(theirs * width + start)):
+                raise WrongBytes(f"page {ours} does not hold remote page {theirs}")
+            there[:] = 0
+
+
+def _verify_small(words: numpy.ndarray, local: list[int], remote: list[int]) -> None:
+    """Many pages at a time; `words` has one row per page."""
+    width = words.shape[1]
     offsets = numpy.arange(width, dtype=numpy.uint64)
-    step = max(1, CHECKED_AT_ONCE // memory.memory.page_bytes)
+    step = CHECKED_AT_ONCE // (8 * width)
     for start in range(0, len(local), step):
         here = numpy.array(local[start : start + step])
         first = numpy.array(remote[start : start + step], dtype=numpy.uint64) * numpy.uint64(width)
-        wrong = (ours[here] != first[:, None] + offsets).any(axis=1)
+        wrong = (words[here] != first[:, None] + offsets).any(axis=1)
         if wrong.any():
             at = start + int(wrong.argmax())
             raise WrongBytes(f"page {local[at]} does not hold remote page {remote[at]}")
-        ours[here] = 0
+        words[here] = 0

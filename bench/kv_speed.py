@@ -16,6 +16,7 @@ from .report import Cell, Table
 Record = dict[str, Any]
 
 POOL_OF_OPERATION = 4  # pools are so many operations large
+LARGE_POOL_BYTES = 128 << 20  # what a pool of large operations has beyond one
 SMALLEST_POOL = 8  # pages
 PEERS = ("memcpy", "bare nixl", "bare nixl-tcp", "bare socket")
 LARGE = ("memcpy", "bare nixl", "nixl", "shm", "bare socket", "tcp")
@@ -23,7 +24,8 @@ LARGE = ("memcpy", "bare nixl", "nixl", "shm", "bare socket", "tcp")
 
 def shape_of(page_bytes: int, operation: int, **more: Any) -> Shape:
     pages = max(1, operation // page_bytes)
-    return Shape(page_bytes, max(pages * POOL_OF_OPERATION, SMALLEST_POOL), pages, **more)
+    spare = min(pages * (POOL_OF_OPERATION - 1), LARGE_POOL_BYTES // page_bytes)
+    return Shape(page_bytes, max(pages + spare, SMALLEST_POOL), pages, **more)
 
 
 @contextmanager

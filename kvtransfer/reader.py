@@ -166,6 +166,8 @@ class Reader:
             self._advance(incoming, now)
         if len(self._by_ticket) > tickets:  # posted just now: on one host it may be done already
             self._collect(now)
+            for incoming in list(self.incoming.values()):
+                self._advance(incoming, now)
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + self._settings.renew_every

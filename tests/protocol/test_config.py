@@ -101,6 +101,7 @@ def test_strange_paths_survive_a_dump(tmp_path: Path) -> None:
         ("[router]\nport = 70000", r"\[router\] port = 70000: expected int <= 65535"),
         ('[router]\nport = "x"', r'\[router\] port = "x": expected int, got str'),
         ("[router]\nheader_seconds = 0", r"header_seconds = 0: expected float > 0"),
+        ("[router]\nrequest_seconds = -1", r"request_seconds = -1: expected float >= 0"),
         ('[worker]\ndtype = "int8"', r'dtype = "int8": expected one of auto, bfloat16, float32'),
         ('[worker]\nkv_transport = "rdma"', "expected one of auto, nixl, tcp, zmq, shm"),
         ('[worker]\ndevice = "tpu"', "expected auto, cpu, cuda or cuda:N"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.router.openai_error import envelope
 from penstock.router.openai_facts import Facts
 from support.surface import CHAT, END, TEXT, VOCABULARY, Reply, Surface, chat, run
 
@@ -292,3 +293,8 @@ def test_no_bytes_break_the_connection(noise: bytes):
 
     answer = run(scenario())
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505"))
+
+
+def test_a_deadline_is_a_timeout_error():
+    error = json.loads(envelope(504, "the request did not end in time"))["error"]
+    assert error["type"] == "timeout_error" and error["message"].startswith("the request")
