@@ -5,7 +5,7 @@
 Parts: speed (every plane beside memcpy, bare NIXL and a bare socket), large (256 MB at once),
 loopback (NIXL's own TCP settings beside ours), across (two network namespaces; needs root), pieces
 (256 B to 8 KB), control (one page there and back), idle, overlap (exposed after the last chunk),
-checked (digests of pages), prompts (KV shapes of known models). Within a part methods take turns
+checked (digests of pages), prompts (KV shapes of known models), agents (NIXL's own costs). Within a part methods take turns
 and bytes are verified outside the time. `python docs/draw.py` makes the picture of the JSON.
 """
 
@@ -13,10 +13,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
-from . import kv_across, kv_control, kv_prompts
+from . import kv_across, kv_control, kv_nixl, kv_prompts
 from .kv_checked import checked_tables, measure_checked
-from .kv_goals import goal_table
+from .kv_goals import NOT_RUN, goal_table
 from .kv_noise import own_seconds
 from .kv_pair import METHODS, PairError
 from .kv_prompts import GIB
@@ -127,6 +128,13 @@ def prompts(options: argparse.Namespace) -> list[Record]:
     return kv_prompts.measure_prompts(methods, rounds, memory, longest)
 
 
+def agents(options: argparse.Namespace) -> list[Record]:
+    """Last of all: it loads NIXL into this process."""
+    if not chosen(options, ["nixl"]):
+        return []
+    return [{"part": "agents", **asdict(cost)} for cost in kv_nixl.measure()]
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], list[Record]]] = {
     part.__name__: part
     for part in (
@@ -140,6 +148,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Record]]] = {
         overlap,
         checked,
         prompts,
+        agents,
     )
 }
 
@@ -148,7 +157,7 @@ def tables(records: list[Record]) -> list[Table]:
     """Everything that was measured, then the goals."""
     made: list[Table] = []
     for part, title in TITLES.items():
-        there = [one for one in records if one["part"] == part and one["method"] != "not run"]
+        there = [one for one in records if one["part"] == part and one["method"] != NOT_RUN]
         made += speed_tables(title, there)
     made += kv_across.refusals(records)
     made += kv_control.control_tables(records)

@@ -163,6 +163,15 @@ def idle_goals(records: list[Record]) -> list[Verdict]:
     return [*verdicts, judge("G7", goal, told, good)]
 
 
+def agent_goals(records: list[Record]) -> list[Verdict]:
+    verdicts = []
+    for one in find(records, "agents"):
+        goal = f"{one['name']}: at most {shown(one['bound'])} {one['unit']}"
+        told = f"{shown(one['figure'])} {one['unit']}"
+        verdicts.append(judge("G8", goal, told, one["figure"] <= one["bound"]))
+    return verdicts or [judge("G8", "what NIXL agents cost beside the bytes", "", None)]
+
+
 def overlap_goals(records: list[Record]) -> list[Verdict]:
     verdicts = []
     for one in find(records, "overlap"):
@@ -197,6 +206,7 @@ def goal_table(records: list[Record]) -> Table:
         *across_goals(records),
         *control_goals(records),
         *idle_goals(records),
+        *agent_goals(records),
         *overlap_goals(records),
         *checked_goals(records),
     ]

@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 
 from .nixl_lists import LOCAL, Lists, Row
-from .targets import Indices
+from .targets import Counters, Indices
 
 GROUP = 64  # generations
 GROUP_BYTES = GROUP * 8
@@ -39,7 +39,7 @@ def group_count(page_count: int) -> int:
     return -(-page_count // GROUP)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Groups:
     """Which groups some pages lie in, ascending, and each page's word among them."""
 
@@ -55,6 +55,11 @@ def groups_of(pages: Indices, page_count: int, page_bytes: int) -> Groups:
         return Groups(ONE, pages, count, whole=True)
     last = count - 1
     last_start = page_count - group_words(page_count)
+    if len(pages) == 1:
+        page = int(pages[0])
+        number = page // GROUP
+        start = last_start if number == last else number * GROUP
+        return Groups(numpy.array([number], dtype=numpy.int32), [page - start], 1)
     if len(pages) <= FEW:
         listed = pages.tolist()
         numbers = sorted({page // GROUP for page in listed})
@@ -81,13 +86,14 @@ def groups_of(pages: Indices, page_count: int, page_bytes: int) -> Groups:
 
 @dataclass(slots=True, eq=False)
 class _Area:
-    words: NDArray[numpy.uint64]
+    words: Counters
+    cells: memoryview  # the same, for single words
     free: list[tuple[int, int]]  # stretches of groups: first and how many; ascending
     # Lists by where they begin, in bytes (-1: every group), and words per descriptor.
     prepared: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Room:
     """A stretch of groups that one read lands its generations in, until it is quiet."""
 
@@ -95,10 +101,22 @@ class Room:
     first: int
     count: int
 
-    def values(self, groups: Groups) -> NDArray[numpy.uint64]:
+    def values(self, groups: Groups) -> tuple[int, ...]:
+        """The generations that landed, in the order of the pages."""
         start = self.first * GROUP
-        words = self.area.words[start : start + self.count * GROUP]
-        return words[groups.places]
+        if isinstance(groups.places, list):
+            cells = self.area.cells
+            return tuple([cells[start + place] for place in groups.places])
+        return tuple(self._words[groups.places].tolist())
+
+    def differ(self, groups: Groups, expected: Counters) -> bool:
+        if isinstance(groups.places, list):
+            return self.values(groups) != tuple(expected.tolist())
+        return bool((self._words[groups.places] != expected).any())
+
+    @property
+    def _words(self) -> Counters:
+        return self.area.words[self.first * GROUP : (self.first + self.count) * GROUP]
 
 
 class Landing:
@@ -121,7 +139,8 @@ class Landing:
                     )
                     return Room(area, first, count)
         size = max(count, AREA_GROUPS)
-        area = _Area(numpy.zeros(size * GROUP, dtype=numpy.uint64), [(0, size)])
+        words = numpy.zeros(size * GROUP, dtype=numpy.uint64)
+        area = _Area(words, words.data, [(0, size)])
         self._lists.register(area.words.ctypes.data, area.words.nbytes)
         self._areas.append(area)
         if size > len(self._numbers):
@@ -129,6 +148,10 @@ class Landing:
         return self.take(count)
 
     def give_back(self, room: Room) -> None:
+        if room.area.free and room.area.free[0][0] == room.first + room.count:
+            _, length = room.area.free[0]  # the usual case: nothing is free before it
+            room.area.free[0] = (room.first, room.count + length)
+            return
         merged: list[tuple[int, int]] = []
         for first, length in sorted([*room.area.free, (room.first, room.count)]):
             if merged and merged[-1][0] + merged[-1][1] == first:

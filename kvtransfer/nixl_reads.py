@@ -74,7 +74,7 @@ class Read:
 
     def generations(self) -> tuple[int, ...]:
         assert self.room and self.groups
-        return tuple(self.room.values(self.groups).tolist())
+        return self.room.values(self.groups)
 
 
 def split(remote: Indices, local: Indices, most: int) -> tuple[list[int], int]:
@@ -164,10 +164,7 @@ class Reading:
 
     def _stale(self, read: Read) -> bool:
         assert read.room and read.groups and read.expected is not None
-        found = read.room.values(read.groups)
-        if len(found) == 1:
-            return found[0] != read.expected[0]
-        return bool((found != read.expected).any())
+        return read.room.differ(read.groups, read.expected)
 
     def forget(self, read: Read) -> None:
         """It is settled."""

@@ -27,6 +27,8 @@ class Transfers:
     def __init__(self, agent: Any, disconnected: type[Exception]) -> None:
         self._agent: Any = agent
         self._disconnected = disconnected
+        self._post: Any = agent.transfer
+        self._check: Any = agent.check_xfer_state
 
     def start(
         self, peer: Peer, ours: Any, local: Indices, theirs: Any, remote: Indices
@@ -39,13 +41,13 @@ class Transfers:
         transfer = Transfer(peer, handle)
         peer.open_transfers += 1
         # Where posting fails, a part may have been posted, and NIXL keeps no hold on that part.
-        self._step(transfer, self._agent.transfer, "before")
+        self._step(transfer, self._post, "before")
         return transfer
 
     def poll(self, transfer: Transfer) -> bool:
         """True once it has ended, well or not."""
         if not transfer.ended:
-            self._step(transfer, self._agent.check_xfer_state, "while")
+            self._step(transfer, self._check, "while")
         return transfer.ended
 
     def _step(self, transfer: Transfer, step: Callable[[Any], str], when: str) -> None:
@@ -63,4 +65,4 @@ class Transfers:
         transfer.peer.open_transfers -= 1
 
     def close(self) -> None:
-        self._agent = None
+        self._agent = self._post = self._check = None

@@ -2,7 +2,6 @@
 
 Pure: acts only through the pool, the transport and the plane it was given; `now` is an argument.
 One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`.
-
 Before a block is read, what it holds must be what this prompt hashes to. A pulled block counts only
 if the generation read after its data is the published one and, in checked mode, if its bytes have
 the published digest.
@@ -171,7 +170,8 @@ class Reader:
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + self._settings.renew_every
-        if self._unchecked is not None and self._unchecked.busy:
+        ended = any(one.all_read for one in self.incoming.values())  # by the second collect
+        if ended or self._unchecked is not None and self._unchecked.busy:
             return now
         return self._renew_at if self.incoming else float("inf")
 
@@ -312,9 +312,9 @@ class Reader:
         key = (sender.endpoint, handoff.lease)
         if key in self.incoming:
             return  # said twice
-        if self._ways.restarted(sender):
+        fault = self._ways.past(sender) or objection_to_handoff(handoff, self._settings.vocabulary)
+        if fault is None and self._ways.restarted(sender):
             self.holder_lost(sender.endpoint)  # and the link did not say so yet
-        fault = objection_to_handoff(handoff, self._settings.vocabulary)
         hashes, tail = self._hashes(handoff) if fault is None else ([], b"")
         total = -(-len(handoff.prefill.token_ids) // self._settings.page_slots)
         self.incoming[key] = incoming = Incoming(handoff, sender, now, hashes, tail, total)

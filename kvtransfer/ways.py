@@ -38,6 +38,13 @@ class Ways:
         known = self._ways.get(holder.endpoint)
         return known is not None and known[0] != holder.incarnation
 
+    def past(self, holder: Peer) -> Fault | None:
+        """Its process is gone: a later incarnation (they grow) is known at its endpoint."""
+        known = self._ways.get(holder.endpoint)
+        if known is None or known[0] <= holder.incarnation:
+            return None
+        return Offence.PAST_INCARNATION, "a later incarnation of this holder is known"
+
     def make(self, holder: Peer) -> None:
         """See to a way to this holder.
 

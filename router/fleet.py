@@ -104,14 +104,16 @@ class Fleet:
     break at once.
     """
 
-    def __init__(self, silence_seconds: float):
+    def __init__(self, silence_seconds: float, started: float = float("-inf")):
+        """A router that started a moment ago waits for workers as after the loss of one: they were
+        probably there before, and are on their way to it."""
         self._silence_seconds = silence_seconds
         self.workers: dict[str, Worker] = {}
         self.misfits: dict[str, Misfit] = {}
         self.hanging: dict[str, Hanging] = {}
         self.joined = 0
         self.left = 0
-        self.last_loss = float("-inf")
+        self.last_loss = started
 
     @property
     def compatibility(self) -> Compatibility | None:

@@ -52,7 +52,7 @@ class RouterProcess:
         key = read_key(config.key_path) if config.key_path else None
         bind = settings.control_bind or host
         self._mailbox = Mailbox(settings.name, bind, port, advertise=host, key=key)
-        self._fleet = Fleet(SILENCE_SECONDS)
+        self._fleet = Fleet(SILENCE_SECONDS, self._clock.now())
         self._flow = Flow(
             self._mailbox,
             self._fleet,

@@ -1,5 +1,6 @@
 """F1 and F5: a holder that dies, and one that comes again at the same place, on every plane."""
 
+import msgspec
 import pytest
 
 from penstock.bench.fault_reader import COMPLETE
@@ -77,12 +78,14 @@ def test_f5_words_of_the_old_incarnation_change_nothing(scene_of, plane):
         Refused("we do not fit"),
         LeaseEnded(lease - 1000, "expired"),
         Published(lease - 1000, 0, [1], [1], [b""]),
-        Handoff(prefill, lease - 1000, 10.0, 0),
+        Handoff(msgspec.structs.replace(prefill, request=999), lease - 1000, 10.0, 0),
     ]
     for message in late:
         reader.reader.take(old, message, incoming.arrived)
         assert reader.incoming(request) is incoming, message
     assert len(reader.reader.incoming) == 1, "a hand-over of a dead process was begun"
+    reader.pump()
+    assert reader.outcome(999).word == "REFUSED"  # the router hears of it
     with pytest.raises(PlaneError, match="newer"):
         reader.parts.plane.add_peer(old.endpoint, old.incarnation, metadata)
     scene.holder.publish(request)
