@@ -5,8 +5,9 @@
 Parts: speed (every plane beside memcpy, bare NIXL and a bare socket), large (256 MB at once),
 loopback (NIXL's own TCP settings beside ours), across (two network namespaces; needs root), pieces
 (256 B to 8 KB), control (one page there and back), idle, overlap (exposed after the last chunk),
-checked (digests of pages), prompts (KV shapes of known models), agents (NIXL's own costs). Within a part methods take turns
-and bytes are verified outside the time. `python docs/draw.py` makes the picture of the JSON.
+checked (digests of pages), prompts (KV shapes of known models), agents (NIXL's own costs).
+Within a part methods take turns and bytes are verified outside the time. `python docs/draw.py`
+makes the picture of the JSON.
 """
 
 import argparse
@@ -132,7 +133,8 @@ def agents(options: argparse.Namespace) -> list[Record]:
     """Last of all: it loads NIXL into this process."""
     if not chosen(options, ["nixl"]):
         return []
-    return [{"part": "agents", **asdict(cost)} for cost in kv_nixl.measure()]
+    costs = [{"part": "agents", **asdict(cost)} for cost in kv_nixl.measure()]
+    return [{**one, "bound": None if one["bound"] == FOREVER else one["bound"]} for one in costs]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Record]]] = {

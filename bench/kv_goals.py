@@ -166,8 +166,11 @@ def idle_goals(records: list[Record]) -> list[Verdict]:
 def agent_goals(records: list[Record]) -> list[Verdict]:
     verdicts = []
     for one in find(records, "agents"):
-        goal = f"{one['name']}: at most {shown(one['bound'])} {one['unit']}"
         told = f"{shown(one['figure'])} {one['unit']}"
+        if one["bound"] is None:  # beside the figure above it, not judged
+            verdicts.append(("G8", one["name"], told, "-"))
+            continue
+        goal = f"{one['name']}: at most {shown(one['bound'])} {one['unit']}"
         verdicts.append(judge("G8", goal, told, one["figure"] <= one["bound"]))
     return verdicts or [judge("G8", "what NIXL agents cost beside the bytes", "", None)]
 

@@ -26,6 +26,8 @@ class Blocks:
         length = len(prefill.token_ids)
         if length < 1 or not prefill.choices:
             return "the request has no tokens or no choices"
+        if len(set(prefill.choices)) < len(prefill.choices):
+            return "a choice is named twice"  # two sequences would be one holder of pages
         if length > context_length:
             return f"{length} tokens are more than this worker's context of {context_length}"
         if min(prefill.token_ids) < 0 or max(prefill.token_ids) >= vocabulary:

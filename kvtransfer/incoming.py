@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..protocol.messages import FirstTokens, Handoff, Peer
+from ..protocol.pages import PagePool
 from .moves import Event, ReadState
 
 
@@ -80,6 +81,22 @@ class Allowance:
     before: float = float("inf")  # only hand-overs that arrived before this: others are older
 
 
+class Movement:
+    """When a page of the pool was last seen to move: who waits for pages behind others that go on
+    waits in a queue, however long, and is not stuck."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
+        self._revision = -1
+        self._last = float("-inf")
+
+    def last(self, now: float) -> float:
+        """Ask in every turn in which somebody waits; seconds on the caller's clock."""
+        if self._pool.revision != self._revision:
+            self._revision, self._last = self._pool.revision, now
+        return self._last
+
+
 @dataclass(frozen=True, slots=True)
 class ReaderSettings:
     """Times in seconds. `renew_every` must be well under the holder's lease_seconds."""
@@ -88,5 +105,6 @@ class ReaderSettings:
     page_bytes: int
     renew_every: float = 2.5
     read_seconds: float = 2.0  # a read may take so long, and twice what is predicted
-    waiting_seconds: float = 60.0
+    waiting_seconds: float = 60.0  # for pages, while none of the pool moves
+    silence_seconds: float = 150.0  # of a holder; more than a worker gives one step of its engine
     vocabulary: int = 1 << 31  # token ids are below this

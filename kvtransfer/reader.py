@@ -1,10 +1,9 @@
 """The reader's end of hand-overs: reserve pages, pull what is missing, check, take over.
 
 Pure: acts only through the pool, the transport and the plane it was given; `now` is an argument.
-One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`.
-Before a block is read, what it holds must be what this prompt hashes to. A pulled block counts only
-if the generation read after its data is the published one and, in checked mode, if its bytes have
-the published digest.
+One Incoming per hand-over; it ends by exactly one row of `moves.READER_MOVES`. A block is read only
+if it holds what this prompt hashes to, and counts only if the generation read after its data is the
+published one and, in checked mode, if its bytes have the published digest.
 """
 
 from collections import Counter
@@ -24,7 +23,7 @@ from ..protocol.messages import (
 from ..protocol.pages import PagePool
 from ..protocol.seams import Transport
 from .digests import Digests, digest_queue
-from .incoming import Allowance, Incoming, Lost, OpenRead, ReaderSettings
+from .incoming import Allowance, Incoming, Lost, Movement, OpenRead, ReaderSettings
 from .moves import Event, Moves, ReadState
 from .pace import Paces
 from .plane import STALE, Completion, OutsidePool, Plane, PlaneError
@@ -69,6 +68,7 @@ class Reader:
         self._unquiet: dict[int, Incoming] = {}
         self._renew_at = 0.0
         self._refused: tuple[Incoming, int, int] | None = None  # who, and at which revision
+        self._movement = Movement(pool)
         self.complete: list[Incoming] = []  # taken by the server
         self.lost: list[Lost] = []  # taken by the server
         self.bytes_read = 0
@@ -221,7 +221,8 @@ class Reader:
         if first is not None and "" not in first.finish:
             self._end(incoming, Event.NOTHING_LEFT)
         elif incoming.state is ReadState.WAITING:
-            if now - incoming.arrived > self._settings.waiting_seconds:
+            since = max(incoming.arrived, self._movement.last(now))
+            if now - since > self._settings.waiting_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "no pages became free in time")
         elif incoming.state is ReadState.PULLING:
             self._post(incoming, now)
@@ -232,7 +233,7 @@ class Reader:
                 return
             elif incoming.all_read:
                 self._finish(incoming, now)
-            elif not incoming.reads and now - incoming.progressed > self._settings.waiting_seconds:
+            elif not incoming.reads and now - incoming.progressed > self._settings.silence_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "the holder published nothing for too long")
 
     def _being_checked(self, incoming: Incoming) -> bool:
@@ -265,8 +266,7 @@ class Reader:
         incoming.reads[ticket] = OpenRead(start, known, size, now, limit)
 
     def _vet(self, incoming: Incoming) -> bool:
-        """Is every block published so far one of this prompt? Asked once the two workers are known
-        to fit: otherwise that is the reason to give."""
+        """Every block so far is one of this prompt's? If the workers misfit, that is the reason."""
         fault = objection_to_content(incoming, self._unchecked is not None)
         if fault is not None:
             self._object(incoming, fault)
@@ -368,9 +368,8 @@ class Reader:
         self.complete.append(incoming)
 
     def _lose_all(self, endpoint: str, event: Event, reason: str) -> None:
-        for incoming in list(self.incoming.values()):
-            if incoming.holder.endpoint == endpoint:
-                self._lose(incoming, event, reason)
+        for incoming in [one for one in self.incoming.values() if one.holder.endpoint == endpoint]:
+            self._lose(incoming, event, reason)
 
     def _lose(self, incoming: Incoming, event: Event, reason: str) -> None:
         """Ended without its sequence, and not by the router's wish."""

@@ -285,8 +285,8 @@ class Flow:
 
     def _report_lost(self, flight: InFlight, placement: Placement) -> None:
         """The prompt is computed, and the word that says so will not come any more."""
-        if flight.reported:
-            return
+        if flight.reported or flight.placements.get(placement.attempt) is not placement:
+            return  # or the request has ended meanwhile
         if flight.submission.sampling.prompt_logprobs >= 0:
             self._place_again(flight, placement)  # nobody else knows the prompt's scores
             return

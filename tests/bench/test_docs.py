@@ -18,7 +18,7 @@ PROMISES = [f"F{number}" for number in range(1, 15)]
 @pytest.fixture
 def draw(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import draw
+    import draw  # type: ignore[import-not-found]
 
     yield draw
     for name in ("draw", "shapes", "moves_picture", "speed_picture"):

@@ -8,22 +8,26 @@ from penstock.bench.fault_rounds import WHEN, death, descriptors, resident_bytes
 from penstock.kvtransfer.plane import PlaneError
 from penstock.protocol.messages import Agent, Handoff, LeaseEnded, Peer, Published, Refused
 
-BLOCKS = 1000  # 20 MB: not read within 2 ms
+BLOCKS = 1000  # 20 MB: not read at once
+PIECE_BYTES = 32 << 10  # so that a read takes many turns
 LOST = ("PEER_LOST", "READ_FAILED")
 
 
 def test_f1_a_dead_holder_ends_its_handovers_with_a_reason(scene_of, way):
-    scene = scene_of(way)
+    scene = scene_of(way, bytes_per_post=PIECE_BYTES)
+    words = []
     for when in WHEN:
         if when != "unmet":
             scene.introduce()
         seen = death(scene, when, BLOCKS)
-        if when == "20 ms" and seen.outcome.word == COMPLETE:
-            assert seen.outcome.wrong == 0
+        words.append(seen.outcome.word)
+        if when.endswith("ms") and seen.outcome.word == COMPLETE:
+            assert seen.outcome.wrong == 0  # the kernel took its time to end the process
         else:
             assert seen.outcome.word in LOST, (when, seen)
             assert scene.holder.endpoint in seen.outcome.reason
         scene.respawn()
+    assert set(words[2:]) & set(LOST), "no read was under way when its holder died"
     scene.introduce()
 
 

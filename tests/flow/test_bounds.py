@@ -10,6 +10,7 @@ from penstock.kvtransfer.reader import Allowance, Reader, ReaderSettings
 from penstock.protocol import blockhash
 from penstock.protocol.messages import Agent, Handoff, Prefill, Published, Sampling
 from penstock.protocol.pages import PagePool
+from penstock.router.placement import Phase, Placement
 from penstock.simulation.cluster import Cluster
 from penstock.simulation.engine import true_tokens
 from penstock.simulation.memory import SLOTS, Memory
@@ -39,6 +40,20 @@ def test_the_last_attempt_of_choices_placed_apart_ends_the_request_once():
     restart(cluster, name)
     cluster.until(lambda: client.ended)
     assert client.failure is not None and client.failure[0] == 503
+    cluster.settle()
+
+
+def test_a_request_that_fails_with_one_of_its_placements_is_not_told_of_the_others():
+    cluster = Cluster(max_attempts=1)
+    client = cluster.ask(PROMPT, n=2)
+    flight = cluster.flow.in_flight[client.request]
+    (first,) = flight.placements.values()
+    first.choices = {0}  # as after the words of choice 1 got lost: it is placed apart
+    flight.placements[2] = Placement(2, {1}, first.route, Phase.DECODING)
+    cluster.kill("prefill-0")
+    cluster.until(lambda: client.ended)
+    assert client.failure is not None and client.failure[0] == 503
+    assert client.report is None and cluster.inbox.faults == 0
     cluster.settle()
 
 

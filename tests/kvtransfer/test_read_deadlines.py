@@ -134,3 +134,25 @@ def test_a_read_that_cannot_be_posted_is_said_to_both_in_the_same_turn(
             ends.holder.take(ends.reader_wire.me, message, ends.now)  # type: ignore[arg-type]
     ends.nothing_stranded()
     assert not ends.holder.leases
+
+
+def test_what_was_read_in_the_turn_that_posted_it_is_finished_in_that_turn() -> None:
+    """Over shared memory a small read is done at once; nothing else may wake the loop after it."""
+    ends = Ends()
+    lease, pages = ends.prompt()
+    ends.settle(3)
+    read, progress = ends.plane.read, ends.plane.progress
+
+    def read_at_once(*words: object) -> int:
+        ticket = read(*words)  # type: ignore[arg-type]
+        done = progress()
+        while not done:
+            ends.holder_plane.progress()
+            done = progress()
+        ends.plane.progress = lambda: [done.pop()] if done else []  # type: ignore[method-assign]
+        return ticket
+
+    ends.plane.read = read_at_once  # type: ignore[method-assign]
+    ends.holder.publish(lease, pages, FIRST)
+    ends.turn()
+    assert [one.handoff.lease for one in ends.complete()] == [lease.id]

@@ -78,7 +78,7 @@ BUGS = {
                 "pass\n        return True",
             ),
         ),
-        "hung|pages hold",
+        "IndexError|hung|pages hold",
     ),
     "a repeated word is taken twice": Bug(
         "protocol/seen.py",
