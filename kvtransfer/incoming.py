@@ -90,11 +90,11 @@ class Movement:
         self._revision = -1
         self._last = float("-inf")
 
-    def last(self, now: float) -> float:
-        """Ask in every turn in which somebody waits; seconds on the caller's clock."""
+    def stood(self, since: float, now: float) -> float:
+        """For how many seconds, since that time, none has moved. Ask in every turn that waits."""
         if self._pool.revision != self._revision:
             self._revision, self._last = self._pool.revision, now
-        return self._last
+        return now - max(since, self._last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +106,5 @@ class ReaderSettings:
     renew_every: float = 2.5
     read_seconds: float = 2.0  # a read may take so long, and twice what is predicted
     waiting_seconds: float = 60.0  # for pages, while none of the pool moves
-    silence_seconds: float = 150.0  # of a holder; more than a worker gives one step of its engine
     vocabulary: int = 1 << 31  # token ids are below this
+    silence_seconds: float = 150.0  # of a holder; more than a worker gives one step of its engine

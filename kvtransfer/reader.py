@@ -93,6 +93,8 @@ class Reader:
         self, sender: Peer, message: Handoff | Published | Agent | Refused | LeaseEnded, now: float
     ) -> None:
         """A holder's word."""
+        if self._ways.restarted(sender):
+            self.holder_lost(sender.endpoint)  # the link did not say so yet, or said it too early
         match message:
             case Handoff():
                 self._handed(sender, message, now)
@@ -221,8 +223,7 @@ class Reader:
         if first is not None and "" not in first.finish:
             self._end(incoming, Event.NOTHING_LEFT)
         elif incoming.state is ReadState.WAITING:
-            since = max(incoming.arrived, self._movement.last(now))
-            if now - since > self._settings.waiting_seconds:
+            if self._movement.stood(incoming.arrived, now) > self._settings.waiting_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "no pages became free in time")
         elif incoming.state is ReadState.PULLING:
             self._post(incoming, now)
@@ -313,8 +314,6 @@ class Reader:
         if key in self.incoming:
             return  # said twice
         fault = self._ways.past(sender) or objection_to_handoff(handoff, self._settings.vocabulary)
-        if fault is None and self._ways.restarted(sender):
-            self.holder_lost(sender.endpoint)  # and the link did not say so yet
         hashes, tail = self._hashes(handoff) if fault is None else ([], b"")
         total = -(-len(handoff.prefill.token_ids) // self._settings.page_slots)
         self.incoming[key] = incoming = Incoming(handoff, sender, now, hashes, tail, total)

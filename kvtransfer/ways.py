@@ -34,9 +34,9 @@ class Ways:
         return self._state(endpoint) is State.OPEN
 
     def restarted(self, holder: Peer) -> bool:
-        """We know another incarnation at this endpoint."""
+        """We know an earlier incarnation at this endpoint: it is gone, since this one speaks."""
         known = self._ways.get(holder.endpoint)
-        return known is not None and known[0] != holder.incarnation
+        return known is not None and known[0] < holder.incarnation
 
     def past(self, holder: Peer) -> Fault | None:
         """Its process is gone: a later incarnation (they grow) is known at its endpoint."""

@@ -116,7 +116,13 @@ class Worker:
     def _become_decode(self) -> None:
         shape = self.shape
         settings = ReaderSettings(
-            SLOTS, PAGE_BYTES, shape.renew_every, shape.read, shape.waiting, VOCABULARY
+            SLOTS,
+            PAGE_BYTES,
+            shape.renew_every,
+            shape.read,
+            shape.waiting,
+            VOCABULARY,
+            silence_seconds=shape.waiting,
         )
         self.reader = Reader(
             self.pool,

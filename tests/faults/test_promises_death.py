@@ -32,7 +32,7 @@ def test_f1_a_dead_holder_ends_its_handovers_with_a_reason(scene_of, way):
 
 
 def test_f1_what_was_computed_by_a_dead_holder_is_handed_over_by_another(scene_of, plane):
-    scene = scene_of(plane)
+    scene = scene_of(plane, bytes_per_post=PIECE_BYTES)
     other = scene.add_holder()
     for number in range(2):
         scene.introduce()

@@ -247,8 +247,8 @@ def test_the_reader_takes_no_word_of_a_stranger(
     one = Publication()
     one.ends.reader.take(STRANGER, message(one.good), one.ends.now)  # type: ignore[arg-type]
     assert one.ends.reader.refused_words == {offence.value: 1}
-    restarted = structs.replace(one.ends.holder_wire.me, incarnation=8)
-    one.ends.reader.take(restarted, message(one.good), one.ends.now)  # type: ignore[arg-type]
+    dead = structs.replace(one.ends.holder_wire.me, incarnation=0)
+    one.ends.reader.take(dead, message(one.good), one.ends.now)  # type: ignore[arg-type]
     assert one.ends.reader.refused_words[Offence.PAST_INCARNATION.value] == 1
     one.say()
     assert len(one.ends.complete()) == 1, "the hand-over goes on"
@@ -330,3 +330,13 @@ def test_an_introduction_that_does_not_fit_is_counted_and_gets_nothing() -> None
     assert to == STRANGER.endpoint and isinstance(word, Refused)
     assert word.reason == "dtype differs: holder has 'int32', reader has 'fp4'"
     assert one.ends.holder.refused_words == {Offence.MISFIT.value: 1}
+
+
+@pytest.mark.parametrize("word", [AGENT, Refused("other model"), LeaseEnded(5, "no such lease")])
+def test_any_word_of_a_later_incarnation_ends_what_the_dead_one_handed_over(word: Message) -> None:
+    """A hand-over read after its holder's link broke has no other end: nobody answers for it."""
+    one = Publication()
+    reborn = structs.replace(one.ends.holder_wire.me, incarnation=8)
+    one.ends.reader.take(reborn, word, one.ends.now)  # type: ignore[arg-type]
+    assert [event for event, _ in one.ends.lost()] == ["PEER_LOST"]
+    assert one.ends.reading.held == 0
