@@ -309,7 +309,10 @@ def _open(endpoint: str, words: Metadata) -> tuple[int, mmap.mmap]:
     if words.pid_namespace != _pid_namespace():
         raise PlaneError(f"{endpoint} is in another container: share the pid namespace, or use zmq")
     needed = words.pages_offset + words.page_count * words.page_bytes
-    if not 0 <= words.page_count * 8 <= words.pages_offset or needed > words.file_bytes:
+    start, count = words.generations_offset, words.page_count
+    if start < 0 or start % 8 or count < 0 or not start + count * 8 <= words.pages_offset:
+        raise PlaneError(f"{endpoint}: its generations do not lie before its pages")
+    if needed > words.file_bytes:
         raise PlaneError(f"{endpoint}: its metadata does not fit its memory file")
     process = -1
     try:

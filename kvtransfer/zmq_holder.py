@@ -26,6 +26,7 @@ from .targets import Indices, generations_array, page_bytes_view, page_indices, 
 
 LARGEST_ASK = 4 << 20  # bytes of one ask; a quarter of a million page ids and generations
 LARGEST_BODY = 64 << 20
+MOST_HEARD = 1024  # asks per call, so that a flood of them cannot hold the loop
 HEARTBEAT_MS = 2_000  # answered by ZeroMQ's own thread: only a dead host or link misses them
 HEARTBEAT_LOST_MS = 6_000
 
@@ -117,7 +118,9 @@ class Holder:
         return bool(self._asks)
 
     def progress(self, bytes_per_call: int) -> None:
-        while self._socket.poll(0):
+        for _ in range(MOST_HEARD):
+            if not self._socket.poll(0):
+                break
             self._hear(self._socket.recv_multipart())
         left = bytes_per_call
         for connection in list(self._asks):
