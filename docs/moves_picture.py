@@ -12,7 +12,7 @@ from shapes import INK, arrow, box, header, text
 
 from penstock.kvtransfer.moves import HOLDER_MOVES, READER_MOVES, LeaseState, ReadState
 
-WIDTH, HEIGHT = 820, 1150
+WIDTH, HEIGHT = 880, 1150
 LINE = 18  # between two events of one arrow
 READER_TOP = 540
 COLOURS = {"ended": "#52606d", "complete": "#127a3d"}
@@ -33,7 +33,7 @@ PLACES: dict[Enum, tuple[float, float]] = {
     LeaseState.ENDED: (420, 460),
     ReadState.WAITING: (420, READER_TOP + 100),
     ReadState.PULLING: (420, READER_TOP + 240),
-    ReadState.COMPLETE: (720, READER_TOP + 400),
+    ReadState.COMPLETE: (720, READER_TOP + 560),
     ReadState.ENDED: (420, READER_TOP + 560),
 }
 
@@ -59,7 +59,12 @@ WAYS: dict[tuple[Enum, Enum], Way] = {
         around(READER_TOP + 100, READER_TOP + 560), (52, READER_TOP + 260)
     ),
     (ReadState.PULLING, ReadState.COMPLETE): Way(
-        [(480, READER_TOP + 240), (720, READER_TOP + 240), (720, READER_TOP + 378)],
+        [
+            (480, READER_TOP + 240),
+            (850, READER_TOP + 240),
+            (850, READER_TOP + 560),
+            (782, READER_TOP + 560),
+        ],
         (492, READER_TOP + 230),
     ),
     (ReadState.PULLING, ReadState.ENDED): Way(

@@ -53,7 +53,7 @@ def speeds(records: list[Record]) -> str:
         if of_panel:
             left = LEFT + index * (PANEL_WIDTH + 90)
             parts += panel(title, [m for m in methods if (m, "alone") in there], of_panel, left)
-    words = "dotted: peers without us    solid: plane alone    dashed: whole hand-over"
+    words = "dotted: peers without us, solid: plane alone, dashed: whole hand-over"
     parts.append(text(WIDTH / 2, HEIGHT - 12, words, INK, "middle", 12))
     return "\n".join([*parts, "</svg>\n"])
 

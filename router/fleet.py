@@ -142,6 +142,11 @@ class Fleet:
         known = self.workers.get(peer.endpoint) or self.misfits.get(peer.endpoint)
         return known is not None and known.peer.incarnation == peer.incarnation
 
+    def past(self, peer: Peer) -> bool:
+        """Its process is gone: a later incarnation (they grow) is known at its endpoint."""
+        known = self.workers.get(peer.endpoint) or self.misfits.get(peer.endpoint)
+        return known is not None and known.peer.incarnation > peer.incarnation
+
     def hello(self, peer: Peer, message: Hello, now: float) -> bool:
         """A worker joins, or says again what it is. False: it does not fit, see `misfits`."""
         self.misfits.pop(peer.endpoint, None)

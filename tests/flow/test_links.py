@@ -1,9 +1,19 @@
 """Words lost with a link, and links that break one way: every request still gets its answer."""
 
 import pytest
+from msgspec import structs
 
-from penstock.protocol.messages import Agent, Handoff, Introduce, Tokens
-from penstock.protocol.seams import Connected, Disconnected
+from penstock.protocol.messages import (
+    Agent,
+    Drain,
+    Handoff,
+    Hello,
+    Introduce,
+    Status,
+    Tokens,
+    WorkerState,
+)
+from penstock.protocol.seams import Connected, Disconnected, Received
 from penstock.simulation.cluster import ROUTER, Cluster
 from penstock.simulation.engine import true_tokens
 
@@ -130,4 +140,22 @@ def test_a_router_that_was_paused_hears_what_was_said_before_it_judges_silence()
     cluster.until(lambda: client.ended)
     expect(client, count=40)
     assert cluster.flow.counters.replaced == 0
+    cluster.settle()
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_late_words_of_a_dead_incarnation_cost_the_new_one_nothing(role):
+    """What a killed process had sent can be read after the first word of the one in its place."""
+    cluster = Cluster()
+    peer = cluster.workers[f"{role}-0"].mailbox.me
+    hello = Hello(cluster.fleet.workers[peer.endpoint].description, WorkerState(), [])
+    client = cluster.ask(PROMPT, max_tokens=40)
+    cluster.until(lambda: len(client.tokens[0]) > 3)
+    dead = structs.replace(peer, incarnation=peer.incarnation - 1)
+    words = (Status(WorkerState(), [], [], {}), hello, Drain())
+    cluster.inbox.deliver([Received(dead, word) for word in words], cluster.now)
+    cluster.run(5)
+    assert cluster.fleet.knows(peer) and cluster.flow.counters.replaced == 0
+    cluster.until(lambda: client.ended)
+    assert client.failure is None and cluster.flow.counters.replaced == 0
     cluster.settle()
