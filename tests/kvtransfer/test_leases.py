@@ -127,3 +127,20 @@ def test_an_expired_lease_is_said_to_both_and_late_words_change_nothing() -> Non
     ends.holder.take(ends.reader_wire.me, Release(lease.id), ends.now)
     ends.settle(3)
     ends.nothing_stranded()
+
+
+def test_a_hand_over_in_a_queue_that_moves_waits_as_long_as_it_takes() -> None:
+    """Its worker is full of long answers: placed again it would only lose its turn."""
+    ends = Ends(waiting_seconds=5.0)
+    ends.reading.take("others", 64)
+    published(ends)
+    for answer in range(20):
+        ends.turn(4.0)
+        ends.reading.rename("others" if answer == 0 else answer - 1, answer)
+        ends.reading.release(answer)
+        ends.reading.take(answer, 64)  # another answer, older than the hand-over
+        assert not ends.lost()
+    ends.reading.release(19)
+    ends.settle(5)
+    assert len(ends.complete()) == 1
+    ends.nothing_stranded()

@@ -4,6 +4,7 @@ import os
 import random
 import secrets
 
+import msgspec
 import pytest
 
 from penstock.kvtransfer.host_memory import HostMemory
@@ -11,6 +12,7 @@ from penstock.kvtransfer.open import CHOICES, open_plane
 from penstock.kvtransfer.plane import Plane, PlaneError, PlaneSettings
 
 ROUNDS = 300
+EDGES = (0, -1, 3, 1 << 31, 1 << 62, (1 << 64) - 1, "", "\0", "a" * 300, "tcp://", "::1", b"", b"x")
 PLANES = [choice for choice in CHOICES if choice != "auto"]
 
 
@@ -61,6 +63,33 @@ def test_damaged_metadata_is_refused_or_harmless(choice: str) -> None:
         else:
             use(reader, holder)
     assert refused > ROUNDS // 2
+    reader.close()
+    holder.close()
+    for memory in memories:
+        memory.close()
+
+
+@pytest.mark.parametrize("choice", ["shm", "tcp", "zmq"])
+def test_each_field_at_its_edges_is_refused_or_harmless(choice: str) -> None:
+    """Metadata of the right shape, with one value that cannot be."""
+    memories = HostMemory(4096, 8), HostMemory(4096, 8)
+    holder, reader = (
+        open_plane(choice, PlaneSettings(one.memory, f"{os.getpid()}-{secrets.token_hex(4)}"))
+        for one in memories
+    )
+    told = msgspec.msgpack.decode(holder.metadata())
+    edges = [(at, value) for at in range(1, len(told)) for value in EDGES]
+    for incarnation, (at, value) in enumerate(edges, 1):
+        if type(value) is type(told[at]):
+            metadata = msgspec.msgpack.encode([*told[:at], value, *told[at + 1 :]])
+            try:
+                reader.add_peer("peer", incarnation, metadata)
+            except PlaneError as error:
+                assert "peer" in str(error)
+            else:
+                use(reader, holder)
+    reader.add_peer("peer", len(edges) + 1, holder.metadata())
+    use(reader, holder)
     reader.close()
     holder.close()
     for memory in memories:

@@ -244,35 +244,40 @@ import sys
 from support.nixl_pair import End
 end = End(1024, 8000)
 end.plane.add_peer("holder", 1, bytes.fromhex(sys.argv[1]))
+print("up", flush=True)
 while True:
     pages = list(range(0, 8000, 2))
     ticket = end.plane.read("holder", pages, pages)
     while not end.of(ticket):
         end.step()
-    print(end.of(ticket)[0].failed or end.plane.gathered, flush=True)
 """
 
 
-def test_a_reader_killed_at_any_moment_leaves_nothing_with_the_holder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nixl_serving, "SLOT_SECONDS", 0.2)
+@pytest.fixture
+def holder() -> Iterator[End]:
     holder = End(1024, 8000)
     holder.fill(1)
+    yield holder
+    holder.close()
+
+
+def test_a_reader_killed_at_any_moment_leaves_nothing_with_the_holder(
+    holder: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nixl_serving, "SLOT_SECONDS", 0.2)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for round_ in range(3):
         command = [sys.executable, "-c", READER, holder.plane.metadata().hex()]
-        reader = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-        assert reader.stdout
-        until(lambda: holder.plane.busy, holder.step, "an ask")
-        for _ in range(50 * round_):
-            holder.step()
-        reader.kill()
-        reader.wait()
-        reader.stdout.close()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as reader:
+            try:
+                assert reader.stdout and reader.stdout.readline() == b"up\n"
+                until(lambda: holder.plane.busy, holder.step, "an ask")
+                for _ in range(50 * round_):
+                    holder.step()
+            finally:
+                reader.kill()
         until(lambda: not holder.plane.busy, holder.step, "the return of the dead reader's slots")
         assert holder.plane._serving and len(holder.plane._serving._free) == nixl_serving.SLOTS
-    holder.close()
 
 
 @pytest.fixture

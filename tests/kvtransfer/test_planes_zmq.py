@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import zmq
 
+from penstock.kvtransfer import zmq_holder
 from penstock.kvtransfer.plane import PlaneError
 from penstock.kvtransfer.zmq_holder import (
     ANSWER,
@@ -125,3 +126,31 @@ def test_a_plane_with_keys_never_speaks_in_the_clear(world: World) -> None:
         assert "CURVE" in secret.plane.path and "clear" in world.plane.path
     finally:
         secret.close()
+
+
+def test_a_flood_of_asks_holds_no_call_for_longer_than_its_share(
+    world: World, context: zmq.Context[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zmq_holder, "MOST_HEARD", 3)
+    heard: list[int] = []
+    hear = zmq_holder.Holder._hear
+    monkeypatch.setattr(
+        zmq_holder.Holder, "_hear", lambda self, frames: (heard.append(1), hear(self, frames))[1]
+    )
+    words = msgspec.msgpack.decode(world.plane.metadata(), type=Metadata)
+    with context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(words.address)
+        for ticket in range(1, 21):
+            socket.send(ENCODE(AskPages(words.token, ticket, ZERO)))
+        answers = 0
+        for _ in range(5000):
+            before = len(heard)
+            world.plane.progress()
+            assert len(heard) - before <= 3
+            while socket.poll(1):
+                socket.recv_multipart()
+                answers += 1
+            if answers == 20:
+                break
+    assert answers == 20, "what was left is heard by later calls"

@@ -1,5 +1,7 @@
 """Prefill's chunk decisions."""
 
+from msgspec import structs
+
 from penstock.engine.chunking import Blocks
 from penstock.prefill.scheduler import PrefillScheduler
 from penstock.protocol.messages import Peer, Prefill, Sampling
@@ -89,5 +91,7 @@ def test_prompts_that_can_never_run_are_refused():
     assert "context of 20" in blocks.refuse(prompt(1, 21), 20, 9)
     assert blocks.refuse(prompt(1, 20), 20, 9) == ""
     assert "no tokens" in blocks.refuse(prompt(1, 0), 20, 9)
+    twice = structs.replace(prompt(1, 5), choices=[0, 1, 0])  # one would let the other's pages go
+    assert "named twice" in blocks.refuse(twice, 20, 9)
     assert "vocabulary of 9" in blocks.refuse(prompt(9, 5), 20, 9)
     assert "vocabulary of 9" in blocks.refuse(prompt(-1, 5), 20, 9)
