@@ -173,7 +173,11 @@ class NixlPlane:
         self._targets.take(ours)
         self._tickets += 1
         read = Read(self._tickets, peer, theirs, ours, wanted, ends, gathered)
-        self._reading.begin(read, Phase.DATA if wanted is None else Phase.BEFORE)
+        try:
+            self._reading.begin(read, Phase.DATA if wanted is None else Phase.BEFORE)
+        except Exception as error:
+            self._targets.give_back(ours)
+            raise PlaneError(f"NIXL has no room for the generations: {error!r}") from error
         self._reads[self._tickets] = read
         return self._tickets
 

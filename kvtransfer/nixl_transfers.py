@@ -29,6 +29,7 @@ class Transfers:
         self._disconnected = disconnected
         self._post: Any = agent.transfer
         self._check: Any = agent.check_xfer_state
+        self._stuck: list[Any] = []  # kept, because letting go of a handle releases it
 
     def start(
         self, peer: Peer, ours: Any, local: Indices, theirs: Any, remote: Indices
@@ -61,8 +62,12 @@ class Transfers:
             transfer.failed = f"NIXL failed: {error!r}"
             transfer.stuck = True
         transfer.ended = True
-        transfer.handle.release()
         transfer.peer.open_transfers -= 1
+        if transfer.stuck:
+            self._stuck.append(transfer.handle)
+        else:
+            transfer.handle.release()
 
     def close(self) -> None:
         self._agent = self._post = self._check = None
+        self._stuck.clear()

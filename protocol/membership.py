@@ -37,6 +37,7 @@ class Membership:
         self._known_lane = description.transport
         self._counts = counts
         self._next_beat = 0.0
+        self._stuck = ""
         self.connected: set[str] = set()
         for endpoint in routers:
             transport.connect(endpoint)
@@ -64,6 +65,7 @@ class Membership:
         stuck: str,
     ) -> float:
         """Send Status where it is due; returns when the next is."""
+        self._stuck = stuck
         if now >= self._next_beat:
             self._next_beat = now + self._beat_seconds
             added, removed = self._pool.changes()
@@ -87,7 +89,8 @@ class Membership:
         # The changes so far go to those who were told the beginning, before the list starts anew.
         added, removed = self._pool.changes()
         if added or removed:
+            news = Status(state, added, removed, {}, self._stuck, self._known_lane)
             for other in self.connected - {endpoint}:
-                self._transport.send(other, Status(state, added, removed, {}))
+                self._transport.send(other, news)
         cached = self._pool.cached_hashes()
         self._transport.send(endpoint, Hello(self._description, state, cached))
