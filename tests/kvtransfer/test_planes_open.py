@@ -88,8 +88,9 @@ def test_shm_tells_another_host_and_another_container(settings: PlaneSettings) -
         ({"inode": words.inode + 1}, "not its memory file"),
         ({"file": 10_000}, "cannot be opened"),
         ({"pid": 2**31}, "cannot be opened"),
-        ({"page_count": 10**9}, "does not fit"),
-        ({"pages_offset": 0}, "does not fit"),
+        ({"page_count": 10**9}, "do not lie before its pages"),
+        ({"pages_offset": 0}, "do not lie before its pages"),
+        ({"file_bytes": words.file_bytes - 1}, "does not fit its memory file"),
     ]:
         forged = msgspec.msgpack.encode(msgspec.structs.replace(words, **change))
         with pytest.raises(PlaneError, match=sentence):
