@@ -37,7 +37,7 @@ from .nixl_staging import no_gather_because
 from .nixl_transfers import Transfers
 from .nixl_words import Ask, Done, Metadata, decode
 from .plane import Completion, PlaneError, PlaneSettings
-from .targets import Targets, check_same_length, expected_generations, page_indices
+from .targets import Targets, pages_of_read
 
 POSTING_SECONDS = 0.0005  # per call of progress; over CMA posting is the copying itself
 POLL_SECONDS = 0.0005  # UCX completes some reads only when the holder makes progress
@@ -162,10 +162,9 @@ class NixlPlane:
         expected: Sequence[int] | None = None,
     ) -> int:
         peer = self._peers.ready(endpoint)
-        check_same_length(remote, local)
-        theirs = page_indices(remote, peer.words.page_count, "remote")
-        ours = page_indices(local, self._memory.page_count, "local")
-        wanted = expected_generations(expected, len(theirs))
+        theirs, ours, wanted = pages_of_read(
+            remote, local, expected, peer.words.page_count, self._memory.page_count
+        )
         ends, pieces = split(theirs, ours, self._bytes_per_post // self._memory.page_bytes)
         gathered = self._gather is not None and self._gather.suits(peer, len(theirs), pieces)
         if self._gather and gathered:

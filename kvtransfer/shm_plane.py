@@ -36,10 +36,8 @@ from .targets import (
     Indices,
     Targets,
     check_page_bytes,
-    check_same_length,
-    expected_generations,
     page_bytes_view,
-    page_indices,
+    pages_of_read,
     require_host_memory,
 )
 
@@ -188,10 +186,9 @@ class ShmPlane:
         peer = self._peers.get(endpoint)
         if peer is None:
             raise PlaneError(f"{endpoint} is not a known peer")
-        check_same_length(remote, local)
-        theirs = page_indices(remote, peer.words.page_count, "remote")
-        ours = page_indices(local, self._memory.page_count, "local")
-        counters = expected_generations(expected, len(theirs))
+        theirs, ours, counters = pages_of_read(
+            remote, local, expected, peer.words.page_count, self._memory.page_count
+        )
         self._targets.take(ours)
         copying = map(
             ASSIGN,

@@ -68,6 +68,26 @@ def page_indices(pages: Sequence[int] | Indices, page_count: int, whose: str) ->
     return wide.astype(numpy.int32)
 
 
+def pages_of_read(
+    remote: Sequence[int],
+    local: Sequence[int],
+    expected: Sequence[int] | None,
+    their_pages: int,
+    our_pages: int,
+    most: int = 0,
+) -> tuple[Indices, Indices, Counters | None]:
+    """What a read names, checked against both pools; `most` pages where asks are frames (0: any).
+
+    Raises OutsidePool and PlaneError.
+    """
+    check_same_length(remote, local)
+    if most and len(remote) > most:
+        raise PlaneError(f"{len(remote)} pages in one read: at most {most}, or larger pages")
+    theirs = page_indices(remote, their_pages, "remote")
+    ours = page_indices(local, our_pages, "local")
+    return theirs, ours, expected_generations(expected, len(theirs))
+
+
 def expected_generations(expected: Sequence[int] | None, pages: int) -> Counters | None:
     """What a read's pages must still be at, as [pages] u64; None where nobody asks."""
     if expected is None:
@@ -83,11 +103,6 @@ def expected_generations(expected: Sequence[int] | None, pages: int) -> Counters
 def check_same_length(remote: Sequence[int], local: Sequence[int]) -> None:
     if len(remote) != len(local):
         raise PlaneError(f"{len(remote)} remote pages cannot go into {len(local)} local ones")
-
-
-def check_ask(remote: Sequence[int]) -> None:
-    if len(remote) > MOST_PAGES:
-        raise PlaneError(f"{len(remote)} pages in one read: at most {MOST_PAGES}, or larger pages")
 
 
 def check_page_bytes(peer: str, theirs: int, ours: int) -> None:

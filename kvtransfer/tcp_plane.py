@@ -16,17 +16,14 @@ from time import perf_counter
 import msgspec
 import numpy
 
+from .asked_read import NO_COUNTERS, NO_PAGES, AskedRead
 from .plane import STALE, Completion, PlaneError, PlaneSettings
 from .targets import (
-    Counters,
-    Indices,
+    MOST_PAGES,
     Targets,
-    check_ask,
     check_page_bytes,
-    check_same_length,
-    expected_generations,
     page_bytes_view,
-    page_indices,
+    pages_of_read,
     require_host_memory,
 )
 from .tcp_holder import Holder
@@ -37,8 +34,6 @@ PART_BYTES = 4 << 20
 BYTES_AHEAD = 16 << 20  # asked for and not yet here, per peer; also what an abandoned read may cost
 TURN_BYTES = 2 << 20  # from one peer before the next has its turn
 SECONDS_PER_CALL = 0.0008  # for each of the two halves
-NO_PAGES = numpy.zeros(0, dtype=numpy.int32)
-NO_COUNTERS = numpy.zeros(0, dtype=numpy.uint64)
 CLEAR = "not encrypted"
 
 log = logging.getLogger("penstock.tcp")
@@ -51,17 +46,6 @@ class _Peer:
     metadata: bytes
     words: Metadata
     link: Link | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Read:
-    ticket: int
-    peer: _Peer
-    remote: Indices
-    local: Indices
-    expected: Counters | None
-    asked: int = 0  # pages
-    asked_generations: bool = False
 
 
 class TcpPlane:
@@ -87,7 +71,7 @@ class TcpPlane:
         self._targets = Targets(self._memory.page_count)
         self._peers: dict[str, _Peer] = {}
         self._linked: dict[int, _Peer] = {}  # by the descriptor of its link
-        self._reads: dict[int, _Read] = {}
+        self._reads: dict[int, AskedRead[_Peer]] = {}
         self._ended: list[Completion] = []
         self._tickets = 0
         self._turns = 0
@@ -166,11 +150,9 @@ class TcpPlane:
         peer = self._peers.get(endpoint)
         if peer is None:
             raise PlaneError(f"{endpoint} is not a known peer")
-        check_same_length(remote, local)
-        check_ask(remote)
-        theirs = page_indices(remote, peer.words.page_count, "remote")
-        ours = page_indices(local, self._memory.page_count, "local")
-        counters = expected_generations(expected, len(theirs))
+        theirs, ours, counters = pages_of_read(
+            remote, local, expected, peer.words.page_count, self._memory.page_count, MOST_PAGES
+        )
         self._targets.take(ours)
         try:
             self._listen(peer)  # a connection that broke while nobody read is replaced
@@ -180,7 +162,7 @@ class TcpPlane:
             self._targets.give_back(ours)
             raise
         self._tickets += 1
-        self._reads[self._tickets] = _Read(self._tickets, peer, theirs, ours, counters)
+        self._reads[self._tickets] = AskedRead(self._tickets, peer, theirs, ours, counters)
         return self._tickets
 
     def abandon(self, ticket: int) -> None:
@@ -229,7 +211,7 @@ class TcpPlane:
         self._holder.close()
         self._poll.close()
 
-    def _end(self, read: _Read, failed: str, generations: tuple[int, ...]) -> None:
+    def _end(self, read: AskedRead[_Peer], failed: str, generations: tuple[int, ...]) -> None:
         del self._reads[read.ticket]
         self._targets.give_back(read.local)
         if failed and read.peer.link is not None:
@@ -238,23 +220,17 @@ class TcpPlane:
 
     # Asking
 
-    def _ask(self, read: _Read) -> None:
+    def _ask(self, read: AskedRead[_Peer]) -> None:
         link, size = read.peer.link, self._memory.page_bytes
         if link is None or not link.ready:
             return
         try:
-            while read.asked < len(read.remote) and link.ahead < BYTES_AHEAD:
-                part = slice(read.asked, min(read.asked + self._pages_per_part, len(read.remote)))
-                guarded, expected = NO_PAGES, NO_COUNTERS
-                if read.expected is not None:
-                    # The first ask speaks for all, so that a stale read brings nothing at all.
-                    whole = part if part.start else slice(None)
-                    guarded, expected = read.remote[whole], read.expected[whole]
-                frame = ask_frame(Asked.PAGES, read.ticket, read.remote[part], guarded, expected)
+            while read.pages_left and link.ahead < BYTES_AHEAD:
+                part = read.next_part(self._pages_per_part)
+                frame = ask_frame(Asked.PAGES, read.ticket, read.remote[part], *read.guarded(part))
                 read.asked = part.stop
                 link.ask(Part(read.ticket, part, (part.stop - part.start) * size), frame)
-            if read.asked == len(read.remote) and not read.asked_generations:
-                # Asked right behind the last part: the holder answers in order.
+            if read.generations_left:
                 read.asked_generations = True
                 frame = ask_frame(
                     Asked.GENERATIONS, read.ticket, read.remote, NO_PAGES, NO_COUNTERS
@@ -293,7 +269,7 @@ class TcpPlane:
     def _lost(self, peer: _Peer, reason: str) -> None:
         self._disconnect(peer, f"{peer.endpoint} was lost: {reason}")
 
-    def _take(self, read: _Read, answer: Answer) -> None:
+    def _take(self, read: AskedRead[_Peer], answer: Answer) -> None:
         match answer.kind:
             case Answered.REFUSED:
                 reason = answer.payload.decode(errors="replace")

@@ -16,17 +16,15 @@ import numpy
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from .asked_read import AskedRead
 from .plane import STALE, Completion, PlaneError, PlaneSettings
 from .targets import (
-    Counters,
+    MOST_PAGES,
     Indices,
     Targets,
-    check_ask,
     check_page_bytes,
-    check_same_length,
-    expected_generations,
     page_bytes_view,
-    page_indices,
+    pages_of_read,
     require_host_memory,
     runs,
 )
@@ -76,17 +74,6 @@ class _Expected:
     length: int
 
 
-@dataclass(slots=True, eq=False)
-class _Read:
-    ticket: int
-    peer: _Peer
-    remote: Indices
-    local: Indices
-    expected: Counters | None
-    asked: int = 0  # pages
-    asked_generations: bool = False
-
-
 class ZmqPlane:
     """Reads peers' pages over ZeroMQ and lets peers read ours."""
 
@@ -110,7 +97,7 @@ class ZmqPlane:
         self._pages = page_bytes_view(self._memory)
         self._targets = Targets(self._memory.page_count)
         self._peers: dict[str, _Peer] = {}
-        self._reads: dict[int, _Read] = {}
+        self._reads: dict[int, AskedRead[_Peer]] = {}
         self._ended: list[Completion] = []
         self._tickets = 0
         self._refused = 0
@@ -190,11 +177,9 @@ class ZmqPlane:
         peer = self._peers.get(endpoint)
         if peer is None:
             raise PlaneError(f"{endpoint} is not a known peer")
-        check_same_length(remote, local)
-        check_ask(remote)
-        theirs = page_indices(remote, peer.words.page_count, "remote")
-        ours = page_indices(local, self._memory.page_count, "local")
-        counters = expected_generations(expected, len(theirs))
+        theirs, ours, counters = pages_of_read(
+            remote, local, expected, peer.words.page_count, self._memory.page_count, MOST_PAGES
+        )
         self._targets.take(ours)
         self._notice_loss(peer)
         if peer.socket is None:
@@ -204,7 +189,7 @@ class ZmqPlane:
                 self._targets.give_back(ours)
                 raise
         self._tickets += 1
-        self._reads[self._tickets] = _Read(self._tickets, peer, theirs, ours, counters)
+        self._reads[self._tickets] = AskedRead(self._tickets, peer, theirs, ours, counters)
         return self._tickets
 
     def abandon(self, ticket: int) -> None:
@@ -238,29 +223,26 @@ class ZmqPlane:
         self._context.term()
         self._pages.release()
 
-    def _end(self, read: _Read, failed: str, generations: tuple[int, ...]) -> None:
+    def _end(self, read: AskedRead[_Peer], failed: str, generations: tuple[int, ...]) -> None:
         del self._reads[read.ticket]
         self._targets.give_back(read.local)
         self._ended.append(Completion(read.ticket, failed, generations, True))
 
     # Asking
 
-    def _ask(self, read: _Read) -> None:
+    def _ask(self, read: AskedRead[_Peer]) -> None:
         peer, token, size = read.peer, read.peer.words.token, self._memory.page_bytes
-        while read.asked < len(read.remote) and peer.bytes_ahead < BYTES_AHEAD:
-            part = slice(read.asked, min(read.asked + self._pages_per_part, len(read.remote)))
-            guarded, expected = b"", b""
-            if read.expected is not None:
-                # The first ask speaks for all, so that a stale read brings nothing at all.
-                whole = part if part.start else slice(None)
-                guarded = _wire(read.remote[whole])
-                expected = read.expected[whole].astype("<u8").tobytes()
-            ask = AskPages(token, read.ticket, _wire(read.remote[part]), guarded, expected)
+        while read.pages_left and peer.bytes_ahead < BYTES_AHEAD:
+            part = read.next_part(self._pages_per_part)
+            guarded, expected = read.guarded(part)
+            ask = AskPages(
+                *(token, read.ticket, _wire(read.remote[part])),
+                *(_wire(guarded), expected.astype("<u8").tobytes()),
+            )
             if not self._send(peer, ask, part, (part.stop - part.start) * size):
                 return
             read.asked = part.stop
-        if read.asked == len(read.remote) and not read.asked_generations:
-            # Asked right behind the last part: the holder answers in order.
+        if read.generations_left:
             ask = AskGenerations(token, read.ticket, _wire(read.remote))
             read.asked_generations = self._send(peer, ask, None, 8 * len(read.remote))
 
@@ -326,7 +308,7 @@ class ZmqPlane:
                 elif read is not None:
                     self._end(read, "", tuple(numpy.frombuffer(body, dtype="<u8").tolist()))
 
-    def _copy(self, read: _Read, part: slice, body: memoryview) -> None:
+    def _copy(self, read: AskedRead[_Peer], part: slice, body: memoryview) -> None:
         size = self._memory.page_bytes
         local = read.local[part]
         for first, at, count in runs(local, numpy.arange(len(local), dtype=numpy.int32)):
