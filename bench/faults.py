@@ -5,7 +5,7 @@
 A reader in this process, holders in others, real mailboxes, pages, leases and planes; no model.
 Planes take turns within a round. `nixl-tcp` is NIXL held to TCP, as between hosts; `-small` is
 with pages of 12 KB, which it gathers, instead of 20 KB. What a round does with a fault is in
-`fault_rounds.py`; the tests of the promises (tests/faults) play the same rounds.
+`breaking/rounds.py`; the tests of the promises (tests/faults) play the same rounds.
 """
 
 import argparse
@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import fault_tables
-from .fault_cut import cut_rounds
-from .fault_leaks import fail_many
-from .fault_neighbours import neighbours
-from .fault_network import has_loss, why_not
-from .fault_parts import ACROSS_HOSTS, PLANES, SMALL_PAGES, EndSettings
-from .fault_process import Nursery
-from .fault_reader import COMPLETE
-from .fault_rounds import (
+from .breaking import tables
+from .breaking.cut import cut_rounds
+from .breaking.leaks import fail_many
+from .breaking.neighbours import neighbours
+from .breaking.network import has_loss, why_not
+from .breaking.parts import ACROSS_HOSTS, PLANES, SMALL_PAGES, EndSettings
+from .breaking.process import Nursery
+from .breaking.reader import COMPLETE
+from .breaking.rounds import (
     WHEN,
     Scene,
     aborted,
@@ -33,7 +33,7 @@ from .fault_rounds import (
     respawn,
     timed_out,
 )
-from .fault_weather import STORM, storm
+from .breaking.weather import STORM, storm
 from .report import Result, result_file
 
 Round = dict[str, Any]
@@ -252,5 +252,5 @@ def main(arguments: list[str]) -> int:
     notes = [f"no cable can be laid here: {why_not()}"] if why_not() else []
     if not notes and not has_loss():
         notes = ["this kernel has no netem: packets are not lost, delayed or doubled on purpose"]
-    result.finish(fault_tables.tables(result.rounds, notes), options.json)
-    return 0 if fault_tables.kept(result.rounds) else 1
+    result.finish(tables.tables(result.rounds, notes), options.json)
+    return 0 if tables.kept(result.rounds) else 1

@@ -16,13 +16,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from . import kv_across, kv_control, kv_nixl, kv_prompts
-from .kv_checked import checked_tables, measure_checked
-from .kv_goals import NOT_RUN, goal_table
-from .kv_noise import own_seconds
-from .kv_pair import METHODS, PairError
-from .kv_prompts import GIB
-from .kv_speed import LARGE, Record, measure, shape_of, speed_tables
+from .planes import nixl
+from .planes.across import METHODS_ACROSS, measure_across, refusals
+from .planes.checked import checked_tables, measure_checked
+from .planes.control import control_tables, measure_idle, measure_round_trips
+from .planes.goals import NOT_RUN, goal_table
+from .planes.noise import own_seconds
+from .planes.pair import METHODS, PairError
+from .planes.prompts import GIB, measure_overlap, measure_prompts, overlap_tables, prompt_tables
+from .planes.speed import LARGE, Record, measure, shape_of, speed_tables
 from .report import Result, Table, result_file
 
 OPERATION, LARGE_OPERATION, PIECES_OPERATION = 16 << 20, 256 << 20, 4 << 20
@@ -96,23 +98,23 @@ def _each(
 
 def across(options: argparse.Namespace) -> list[Record]:
     sizes = sizes_of(options, "64", "16,64,256,1024,4096")
-    methods = chosen(options, QUICK_ACROSS if options.quick else kv_across.METHODS_ACROSS)
-    return kv_across.measure_across(sizes, OPERATION, options.rounds, methods)
+    methods = chosen(options, QUICK_ACROSS if options.quick else METHODS_ACROSS)
+    return measure_across(sizes, OPERATION, options.rounds, methods)
 
 
 def control(options: argparse.Namespace) -> list[Record]:
     times = 20 if options.quick else 100
     methods = chosen(options, PLANES[:2] if options.quick else PLANES)
-    return kv_control.measure_round_trips(methods, 1 if options.quick else 3, times)
+    return measure_round_trips(methods, 1 if options.quick else 3, times)
 
 
 def idle(options: argparse.Namespace) -> list[Record]:
     methods = chosen(options, PLANES if options.quick else (*PLANES, "zmq"))
-    return kv_control.measure_idle(methods, 2.0 if options.quick else 10.0)
+    return measure_idle(methods, 2.0 if options.quick else 10.0)
 
 
 def overlap(options: argparse.Namespace) -> list[Record]:
-    return kv_prompts.measure_overlap(chosen(options, PLANES), options.rounds)
+    return measure_overlap(chosen(options, PLANES), options.rounds)
 
 
 def checked(options: argparse.Namespace) -> list[Record]:
@@ -126,14 +128,14 @@ def prompts(options: argparse.Namespace) -> list[Record]:
     memory = int(min(options.memory_gib, QUICK_GIB if options.quick else FOREVER) * GIB)
     rounds = 1 if options.quick else 3
     methods = chosen(options, PLANES[:2] if options.quick else PLANES)
-    return kv_prompts.measure_prompts(methods, rounds, memory, longest)
+    return measure_prompts(methods, rounds, memory, longest)
 
 
 def agents(options: argparse.Namespace) -> list[Record]:
     """Last of all: it loads NIXL into this process."""
     if not chosen(options, ["nixl"]):
         return []
-    costs = [{"part": "agents", **asdict(cost)} for cost in kv_nixl.measure()]
+    costs = [{"part": "agents", **asdict(cost)} for cost in nixl.measure()]
     return [{**one, "bound": None if one["bound"] == FOREVER else one["bound"]} for one in costs]
 
 
@@ -161,11 +163,11 @@ def tables(records: list[Record]) -> list[Table]:
     for part, title in TITLES.items():
         there = [one for one in records if one["part"] == part and one["method"] != NOT_RUN]
         made += speed_tables(title, there)
-    made += kv_across.refusals(records)
-    made += kv_control.control_tables(records)
-    made += kv_prompts.overlap_tables(records)
+    made += refusals(records)
+    made += control_tables(records)
+    made += overlap_tables(records)
     made += checked_tables(records)
-    made += kv_prompts.prompt_tables(records)
+    made += prompt_tables(records)
     return [*made, goal_table(records)]
 
 

@@ -25,11 +25,11 @@ import msgspec
 
 from .cluster import Cluster, ClusterError, serving, split_address
 from .report import Result, result_file
-from .soak_answers import Answer, of_whole
-from .soak_client import exchange, post
-from .soak_requests import Case, cases
-from .soak_run import Outcome, Plan, Soak, Violation
-from .soak_tables import tables
+from .traffic.answers import Answer, of_whole
+from .traffic.client import exchange, post
+from .traffic.requests import Case, cases
+from .traffic.run import Outcome, Plan, Soak, Violation
+from .traffic.tables import tables
 
 SECONDS = 60.0
 ASKING = 6  # at a time, for the expected answers

@@ -5,14 +5,15 @@ import subprocess
 
 import pytest
 
-from penstock.bench import kv, kv_across, kv_control, kv_prompts
-from penstock.bench.kv_bare import Memcpy
-from penstock.bench.kv_child import Commands
-from penstock.bench.kv_goals import goal_table
-from penstock.bench.kv_noise import Others
-from penstock.bench.kv_pages import WrongBytes, chosen, fill, scattered, touch, verify
-from penstock.bench.kv_pair import METHODS, Pair, PairError, Shape
-from penstock.bench.kv_speed import measure, speed_tables
+from penstock.bench import kv
+from penstock.bench.planes import across, control, prompts
+from penstock.bench.planes.bare import Memcpy
+from penstock.bench.planes.child import Commands
+from penstock.bench.planes.goals import goal_table
+from penstock.bench.planes.noise import Others
+from penstock.bench.planes.pages import WrongBytes, chosen, fill, scattered, touch, verify
+from penstock.bench.planes.pair import METHODS, Pair, PairError, Shape
+from penstock.bench.planes.speed import measure, speed_tables
 from penstock.kvtransfer.host_memory import HostMemory
 
 PAGE_BYTES, PAGES = 4096, 16
@@ -95,8 +96,8 @@ def test_a_pair_whose_process_ends_is_said():
 
 
 def test_bare_words_go_there_and_back():
-    for words, moves, spin in kv_control.SEQUENCES:
-        asking = kv_control.Asking(words, moves, spin)
+    for words, moves, spin in control.SEQUENCES:
+        asking = control.Asking(words, moves, spin)
         try:
             assert all(seconds > 0 for seconds in asking.seconds(3))
         finally:
@@ -129,11 +130,11 @@ def test_what_does_not_exist_is_refused_with_what_does(wrong, capsys):
 
 
 def test_a_prompts_pages_hold_its_tokens(monkeypatch):
-    model = kv_prompts.Model("tiny", token_bytes=512, page_tokens=32)
+    model = prompts.Model("tiny", token_bytes=512, page_tokens=32)
     assert model.shape(100) == Shape(512 * 32, 4, 4, slots=32)
-    monkeypatch.setattr(kv_prompts, "MODELS", [model])
-    monkeypatch.setattr(kv_prompts, "PROMPTS", (8192, 16384))
-    found = kv_prompts.measure_prompts(["shm"], 1, memory=8192 * 512 * 2, longest=16384)
+    monkeypatch.setattr(prompts, "MODELS", [model])
+    monkeypatch.setattr(prompts, "PROMPTS", (8192, 16384))
+    found = prompts.measure_prompts(["shm"], 1, memory=8192 * 512 * 2, longest=16384)
     assert [one["method"] for one in found] == ["shm", "not run"]
     assert found[0]["chunks"] == 4 and found[0]["descriptors"] == 1
 
@@ -142,9 +143,9 @@ def test_namespaces_that_cannot_be_made_are_said(monkeypatch):
     def fails(*_, **__):
         raise subprocess.CalledProcessError(1, "ip", stderr="Operation not permitted\n")
 
-    monkeypatch.setattr(kv_across.subprocess, "run", fails)
-    found = kv_across.measure_across([4096], 1 << 20, 1, ["tcp"])
-    (table,) = kv_across.refusals(found)
+    monkeypatch.setattr(across.subprocess, "run", fails)
+    found = across.measure_across([4096], 1 << 20, 1, ["tcp"])
+    (table,) = across.refusals(found)
     assert "Operation not permitted; it needs root" in str(table.rows[0][0])
 
 

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from penstock.bench.soak import told
-from penstock.bench.soak_answers import contradiction, difference, of_stream, of_whole
-from penstock.bench.soak_client import Reply, exchange, get
-from penstock.bench.soak_faults import MOST_ENDS, FaultPlan
-from penstock.bench.soak_judge import Excuses, judge
-from penstock.bench.soak_requests import KINDS, Asked, Case, asked, cases
-from penstock.bench.soak_run import Ended, Outcome, Violation
-from penstock.bench.soak_tables import tables
-from penstock.bench.soak_watch import Totals
+from penstock.bench.traffic.answers import contradiction, difference, of_stream, of_whole
+from penstock.bench.traffic.client import Reply, exchange, get
+from penstock.bench.traffic.faults import MOST_ENDS, FaultPlan
+from penstock.bench.traffic.judge import Excuses, judge
+from penstock.bench.traffic.requests import KINDS, Asked, Case, asked, cases
+from penstock.bench.traffic.run import Ended, Outcome, Violation
+from penstock.bench.traffic.tables import tables
+from penstock.bench.traffic.watch import Totals
 from penstock.deploy.restarts import WINDOW_SECONDS
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from penstock.bench.fault_parts import ACROSS_HOSTS, PLANES, SMALL_PAGES
-from penstock.bench.fault_process import Nursery
-from penstock.bench.fault_rounds import Scene
+from penstock.bench.breaking.parts import ACROSS_HOSTS, PLANES, SMALL_PAGES
+from penstock.bench.breaking.process import Nursery
+from penstock.bench.breaking.rounds import Scene
 from support.fault_planes import needs_nixl
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from penstock.bench import fault_tables, faults
+from penstock.bench import faults
+from penstock.bench.breaking import tables
 
 STANDSTILL = {
     "promise": "F2",
@@ -33,8 +34,8 @@ def test_a_run_plays_its_rounds_and_keeps_them(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["wrong", "hit", "twice", "hung", "lost", "pages"])
 def test_a_broken_promise_is_the_exit_status(name):
-    assert fault_tables.kept([STANDSTILL])
-    assert not fault_tables.kept([STANDSTILL, STANDSTILL | {name: 1}])
+    assert tables.kept([STANDSTILL])
+    assert not tables.kept([STANDSTILL, STANDSTILL | {name: 1}])
 
 
 def test_every_promise_has_its_table():
@@ -54,7 +55,7 @@ def test_every_promise_has_its_table():
         {"promise": "F13", "plane": "shm", "failures": 9, "descriptors": 0, "bytes": 0}
         | {"pages": 0, "kinds": {"stale": 9}},
     ]
-    made = fault_tables.tables(rounds, ["a note"])
+    made = tables.tables(rounds, ["a note"])
     titles = [table.title.partition(":")[0] for table in made]
     assert titles == ["F1", "F2", "F4", "F3", "F5", "F7", "F8", "F13", "F13"]
     assert all(table.rows and table.text() for table in made)

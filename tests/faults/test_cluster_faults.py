@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from penstock.bench import soak, soak_requests
-from penstock.bench.soak_run import Plan
+from penstock.bench import soak
+from penstock.bench.traffic import requests
+from penstock.bench.traffic.run import Plan
 from support.http_client import Stream, ask
 from support.serving import Serving, serving, until
 
@@ -116,7 +117,7 @@ def test_full_pools_on_both_sides_delay_and_lose_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def known() -> soak.Reference:
-    return soak.reference(soak_requests.cases(5, len(soak_requests.KINDS)), 2000)
+    return soak.reference(requests.cases(5, len(requests.KINDS)), 2000)
 
 
 @pytest.mark.parametrize("transport", ["nixl", "zmq"])

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from penstock.bench.fault_proxy import TOLD, Proxy, Weather
+from penstock.bench.breaking.proxy import TOLD, Proxy, Weather
 from support.http_client import ask
 from support.serving import free_port, serving
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from penstock.bench.fault_leaks import KINDS, fail_many
-from penstock.bench.fault_neighbours import TROUBLES, neighbours
-from penstock.bench.fault_parts import EndSettings
-from penstock.bench.fault_process import Nursery
-from penstock.bench.fault_reader import COMPLETE
+from penstock.bench.breaking.leaks import KINDS, fail_many
+from penstock.bench.breaking.neighbours import TROUBLES, neighbours
+from penstock.bench.breaking.parts import EndSettings
+from penstock.bench.breaking.process import Nursery
+from penstock.bench.breaking.reader import COMPLETE
 from penstock.kvtransfer.incoming import Allowance
 from support.fault_worker import FrozenDecode
 from support.serving import until

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from penstock.bench.fault_reader import COMPLETE
-from penstock.bench.fault_rounds import WHEN, death, descriptors, resident_bytes, respawn
+from penstock.bench.breaking.reader import COMPLETE
+from penstock.bench.breaking.rounds import WHEN, death, descriptors, resident_bytes, respawn
 from penstock.kvtransfer.plane import PlaneError
 from penstock.protocol.messages import Agent, Handoff, LeaseEnded, Peer, Published, Refused
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from penstock.bench.fault_cut import cut_rounds
-from penstock.bench.fault_network import why_not
-from penstock.bench.fault_proxy import Weather
-from penstock.bench.fault_reader import COMPLETE
-from penstock.bench.fault_weather import STORM, storm
+from penstock.bench.breaking.cut import cut_rounds
+from penstock.bench.breaking.network import why_not
+from penstock.bench.breaking.proxy import Weather
+from penstock.bench.breaking.reader import COMPLETE
+from penstock.bench.breaking.weather import STORM, storm
 
 BLOCKS = 600  # 7 MB, of which a part has come when the cable is cut
 

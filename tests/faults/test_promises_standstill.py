@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from penstock.bench.fault_parts import MOVES_ITSELF, NEEDS_NO_HOLDER
-from penstock.bench.fault_reader import COMPLETE
-from penstock.bench.fault_rounds import Standstill, aborted, timed_out
+from penstock.bench.breaking.parts import MOVES_ITSELF, NEEDS_NO_HOLDER
+from penstock.bench.breaking.reader import COMPLETE
+from penstock.bench.breaking.rounds import Standstill, aborted, timed_out
 from penstock.kvtransfer.plane import Completion
 from support.fault_planes import needs_nixl
 

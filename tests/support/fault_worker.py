@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from penstock.bench.fault_parts import MODEL, PAGE_SLOTS, EndSettings, open_parts
+from penstock.bench.breaking.parts import MODEL, PAGE_SLOTS, EndSettings, open_parts
 from penstock.decode.scheduler import DecodeScheduler
 from penstock.decode.worker import DecodeWorker, Parts
 from penstock.engine.chunking import Blocks

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..kvtransfer.incoming import Allowance, Incoming, ReaderSettings
-from ..kvtransfer.reader import Reader
-from ..protocol.messages import Agent, Handoff, LeaseEnded, Published, Refused
-from ..protocol.seams import Disconnected, Received
-from ..protocol.seen import Seen
-from .fault_parts import PAGE_SLOTS, EndSettings, open_parts, wrong_blocks
+from ...kvtransfer.incoming import Allowance, Incoming, ReaderSettings
+from ...kvtransfer.reader import Reader
+from ...protocol.messages import Agent, Handoff, LeaseEnded, Published, Refused
+from ...protocol.seams import Disconnected, Received
+from ...protocol.seen import Seen
+from .parts import PAGE_SLOTS, EndSettings, open_parts, wrong_blocks
 
 PULLING_POLL_SECONDS = 0.0002  # as a decode worker's loop
 LONGEST_WAIT = 0.01

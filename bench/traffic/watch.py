@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from .accounting import MIB, memory
-from .cluster import Cluster, series
-from .soak_client import exchange, get
-from .soak_faults import Fault
+from ..accounting import MIB, memory
+from ..cluster import Cluster, series
+from .client import exchange, get
+from .faults import Fault
 
 LOOK_SECONDS = 0.2  # between two looks at /health
 COUNT_EVERY = 8  # looks at /health for one at /metrics

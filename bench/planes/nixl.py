@@ -1,6 +1,6 @@
 """What NIXL agents cost beside the bytes (G8): starting, knowing peers, describing pages.
 
-    python -m penstock.bench.kv_nixl
+    python -m penstock.bench.planes.nixl
 
 The peers are planes of one other process, which makes progress all the time. "Connected" means
 that a page of each was read; CPU is the reader's.
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import msgspec
 import numpy
 
-from ..kvtransfer import ucx
-from ..kvtransfer.host_memory import HostMemory
-from ..kvtransfer.nixl_lists import LOCAL, Lists, strided
-from ..kvtransfer.nixl_plane import NixlPlane
-from ..kvtransfer.nixl_words import Metadata
-from ..kvtransfer.plane import PlaneSettings
+from ...kvtransfer import ucx
+from ...kvtransfer.host_memory import HostMemory
+from ...kvtransfer.nixl_lists import LOCAL, Lists, strided
+from ...kvtransfer.nixl_plane import NixlPlane
+from ...kvtransfer.nixl_words import Metadata
+from ...kvtransfer.plane import PlaneSettings
 
 PEERS = 72
 POLL_SECONDS = 0.002  # the peers answer in their own time; busy polling would count as cost
@@ -125,7 +125,7 @@ def _descriptors() -> tuple[float, float]:
 def _connections() -> tuple[float, float, float]:
     """CPU seconds of adding PEERS peers; that and reading a page of each; the same without us."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "penstock.bench.kv_nixl", "--hold", str(PEERS)],
+        [sys.executable, "-m", "penstock.bench.planes.nixl", "--hold", str(PEERS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -201,7 +201,7 @@ def _hold(count: int) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench kv_nixl", description="what NIXL agents cost")
+    parser = argparse.ArgumentParser(prog="bench.planes.nixl", description="what NIXL agents cost")
     parser.add_argument("--hold", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.hold:

@@ -1,7 +1,7 @@
 """A holder of hand-overs as a process: everything of a prefill worker but its model.
 
 Prompts are "computed" by writing their known bytes; leases, pages, mailbox and plane are the real
-ones. It is told what to do through a channel (`fault_process.py`).
+ones. It is told what to do through a channel (`breaking/process.py`).
 """
 
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from typing import Any
 
 import zmq
 
-from ..kvtransfer.holder import Holder, Lease
-from ..protocol.messages import FirstTokens, Introduce, Prefill, Release, Renew
-from ..protocol.seams import Disconnected, Received
-from .fault_parts import EndSettings, hashes_of, open_parts, prompt, write_block
+from ...kvtransfer.holder import Holder, Lease
+from ...protocol.messages import FirstTokens, Introduce, Prefill, Release, Renew
+from ...protocol.seams import Disconnected, Received
+from .parts import EndSettings, hashes_of, open_parts, prompt, write_block
 
 LONGEST_WAIT = 1.0  # seconds
 OVERWRITTEN = 0xDD

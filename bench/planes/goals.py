@@ -6,10 +6,10 @@ Ratios are of medians of one run in which both sides took turns.
 import statistics
 from collections.abc import Callable
 
-from .kv_checked import pipelined, serial
-from .kv_prompts import overlap_limit
-from .kv_speed import Record, best, rate, size_text
-from .report import Table, shown
+from ..report import Table, shown
+from .checked import pipelined, serial
+from .prompts import overlap_limit
+from .speed import Record, best, rate, size_text
 
 Verdict = tuple[str, str, str, str]  # id, goal, came out, verdict
 LARGE_PAGES = 64 << 10

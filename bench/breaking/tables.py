@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .fault_reader import COMPLETE
-from .report import Cell, Table, median, percentile
+from ..report import Cell, Table, median, percentile
+from .reader import COMPLETE
 
 Round = dict[str, Any]
 SPREAD = ["median ms", "p99 ms", "worst ms"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import zmq
 
-from ..kvtransfer import ucx
-from ..kvtransfer.open import CHOICES
-from .cluster import command
-from .kv_child import Words
+from ...kvtransfer import ucx
+from ...kvtransfer.open import CHOICES
+from ..cluster import command
+from .child import Words
 
 TCP_ONLY = {"UCX_TLS": "tcp"}
 # What UCX sets by itself; said because a variable of ours would be inherited otherwise.
@@ -30,7 +30,7 @@ class Method:
     """How pages are moved: by which plane or peer, in which environment."""
 
     name: str
-    plane: str  # of ours, or a kind of kv_bare
+    plane: str  # of ours, or a kind of bare
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -104,7 +104,7 @@ class Child:
     def __init__(self, spec: Words, environment: dict[str, str], inside: tuple[str, ...]) -> None:
         words = command("unused")[:-2]
         self.process = subprocess.Popen(
-            [*inside, *words, f"{__package__}.kv_ends", json.dumps(spec)],
+            [*inside, *words, f"{__package__}.ends", json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **environment},

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .kv_noise import Others
-from .kv_pair import METHODS, HandOver, Method, Pair, Sample, Shape
-from .report import Cell, Table
+from ..report import Cell, Table
+from .noise import Others
+from .pair import METHODS, HandOver, Method, Pair, Sample, Shape
 
 Record = dict[str, Any]
 

@@ -1,6 +1,8 @@
 """The two ends of a hand-over as workers hold them, with an engine that computes nothing.
 
-    python -P -m penstock.bench.kv_ends SPEC      (a child of `bench kv`, told what to do on stdin)
+    python -P -m penstock.bench.planes.ends SPEC
+
+is a child of `bench kv`, told what to do on stdin.
 
 Mailbox, page pool, Holder or Reader, and plane are the production ones, and their loops sleep and
 wake by the workers' own rules. The holder's pages are sealed under the prompt's block hashes, which
@@ -14,27 +16,27 @@ import sys
 import time
 from typing import Any
 
-from ..decode.worker import PULLING_POLL_SECONDS
-from ..kvtransfer.digests import digests_for
-from ..kvtransfer.holder import Holder, Lease
-from ..kvtransfer.host_memory import HostMemory
-from ..kvtransfer.incoming import Allowance, Incoming, ReaderSettings
-from ..kvtransfer.moves import Event, ReadState
-from ..kvtransfer.open import open_plane
-from ..kvtransfer.plane import PlaneSettings
-from ..kvtransfer.reader import Reader
-from ..kvtransfer.targets import page_indices, runs
-from ..protocol import blockhash
-from ..protocol.clusterkey import ClusterKey
-from ..protocol.loop import Gaps
-from ..protocol.messages import REVISION, Compatibility, FirstTokens, Prefill, Sampling
-from ..protocol.pages import PagePool
-from ..protocol.seams import Arrival, Disconnected, Received
-from ..protocol.sockets import Mailbox
-from .kv_bare import KINDS
-from .kv_child import Commands, End, Words, drive, say
-from .kv_pages import chosen, fill, scattered, touch, verify
-from .kv_sequence import Sequence
+from ...decode.worker import PULLING_POLL_SECONDS
+from ...kvtransfer.digests import digests_for
+from ...kvtransfer.holder import Holder, Lease
+from ...kvtransfer.host_memory import HostMemory
+from ...kvtransfer.incoming import Allowance, Incoming, ReaderSettings
+from ...kvtransfer.moves import Event, ReadState
+from ...kvtransfer.open import open_plane
+from ...kvtransfer.plane import PlaneSettings
+from ...kvtransfer.reader import Reader
+from ...kvtransfer.targets import page_indices, runs
+from ...protocol import blockhash
+from ...protocol.clusterkey import ClusterKey
+from ...protocol.loop import Gaps
+from ...protocol.messages import REVISION, Compatibility, FirstTokens, Prefill, Sampling
+from ...protocol.pages import PagePool
+from ...protocol.seams import Arrival, Disconnected, Received
+from ...protocol.sockets import Mailbox
+from .bare import KINDS
+from .child import Commands, End, Words, drive, say
+from .pages import chosen, fill, scattered, touch, verify
+from .sequence import Sequence
 
 MODEL, NUMERIC_CLASS = "bench", "bench"
 LEASE_SECONDS = 10.0

@@ -1,6 +1,8 @@
 """A cable is cut while pages cross it. Runs as a process inside the reader's network namespace.
 
-    python -m penstock.bench.fault_cut PLANE BLOCKS ROUNDS LONG    prints one line of JSON per round
+    python -m penstock.bench.breaking.cut PLANE BLOCKS ROUNDS LONG
+
+prints one line of JSON per round
 
 The process that lays the cable (`cut_rounds`) starts it and cuts when it says so: it has no right
 to do that from inside. LONG is how many seconds the link stays down after the deadline.
@@ -16,10 +18,10 @@ from typing import Any
 
 import zmq
 
-from .fault_network import HOLDER_ADDRESS, READER_ADDRESS, Cable
-from .fault_process import Nursery
-from .fault_reader import COMPLETE
-from .fault_rounds import Scene
+from .network import HOLDER_ADDRESS, READER_ADDRESS, Cable
+from .process import Nursery
+from .reader import COMPLETE
+from .rounds import Scene
 
 MEGABITS = 800  # so that a read of some megabytes is under way for some time
 READ_SECONDS = 0.5

@@ -2,7 +2,7 @@
 
 import numpy
 
-from ..kvtransfer.host_memory import HostMemory
+from ...kvtransfer.host_memory import HostMemory
 
 CHECKED_AT_ONCE = 2 << 20  # bytes of small pages; the check must not need the pool's size again
 LARGE_PAGE = 128 << 10  # from here on a page is checked by itself, in parts a cache holds

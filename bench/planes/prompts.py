@@ -7,10 +7,10 @@ known models' KV caches, every layer of a token side by side, and hold real byte
 import statistics
 from dataclasses import dataclass
 
-from .kv_noise import Others
-from .kv_pair import METHODS, HandOver, Pair, Shape
-from .kv_speed import Record
-from .report import Cell, Table
+from ..report import Cell, Table
+from .noise import Others
+from .pair import METHODS, HandOver, Pair, Shape
+from .speed import Record
 
 GIB = 1 << 30
 SLOWER = 1.25  # computing takes so much longer than moving, in measured hand-overs by chunks

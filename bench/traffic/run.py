@@ -14,13 +14,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cluster import Cluster, split_address
-from .soak_answers import Answer
-from .soak_client import Reply, exchange, post
-from .soak_faults import SIGNALS, Fault, FaultPlan
-from .soak_judge import Excuses, Verdict, judge
-from .soak_requests import Asked, Case, asked
-from .soak_watch import LOOK_SECONDS, Clock, Standing, Watch, pids_of, standings
+from ..cluster import Cluster, split_address
+from .answers import Answer
+from .client import Reply, exchange, post
+from .faults import SIGNALS, Fault, FaultPlan
+from .judge import Excuses, Verdict, judge
+from .requests import Asked, Case, asked
+from .watch import LOOK_SECONDS, Clock, Standing, Watch, pids_of, standings
 
 MARGIN_SECONDS = 1.0  # a look may be so late in seeing that somebody is away or back
 PAUSE_SECONDS = 0.3  # after a refusal or a cut: asking at once again helps nobody

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from .report import Cell, Table, median, percentile, spread
-from .soak_judge import VIOLATIONS
-from .soak_run import Outcome
+from ..report import Cell, Table, median, percentile, spread
+from .judge import VIOLATIONS
+from .run import Outcome
 
 OUTCOMES = ("right", "refused", "broken off", "cut", "left", *VIOLATIONS)
 STAGE = "penstock_stage_seconds"

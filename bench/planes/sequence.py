@@ -11,9 +11,9 @@ from typing import Any
 
 import zmq
 
-from ..protocol.link import configure
-from .kv_bare import ASLEEP, SPINNING, BareNixl
-from .kv_child import Commands, Words
+from ...protocol.link import configure
+from .bare import ASLEEP, SPINNING, BareNixl
+from .child import Commands, Words
 
 PUBLISHED, RELEASED = b"p" * 120, b"r" * 12
 

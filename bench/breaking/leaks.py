@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .fault_reader import COMPLETE
-from .fault_rounds import Scene, descriptors, overwrite, resident_bytes
+from .reader import COMPLETE
+from .rounds import Scene, descriptors, overwrite, resident_bytes
 
 BLOCKS = 24
 WARM_UP = 40  # failures before anything is counted: what is kept once is no leak

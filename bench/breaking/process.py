@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..protocol.messages import Peer
-from .fault_parts import EndSettings
+from ...protocol.messages import Peer
+from .parts import EndSettings
 
 LARGEST_PACKET = 1 << 17  # bytes
 PATIENCE = 60.0  # seconds for an answer, on a machine that is busy
@@ -171,10 +171,10 @@ def _run_state(pid: int) -> str:
 
 def nurse(control: socket.socket) -> None:
     """Fork an end for every request, until nobody asks any more."""
-    from . import fault_holder, fault_reader
+    from . import holder, reader
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
-    ends = {"holder": fault_holder.HolderEnd, "reader": fault_reader.ReaderEnd}
+    ends = {"holder": holder.HolderEnd, "reader": reader.ReaderEnd}
     while True:
         received, descriptors, _, _ = socket.recv_fds(control, LARGEST_PACKET, 1)
         if not received:

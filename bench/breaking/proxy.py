@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from ..protocol.addresses import format_endpoint, parse_endpoint
+from ...protocol.addresses import format_endpoint, parse_endpoint
 
 TOLD = "127.0.0.2"  # where peers believe everybody to be
 SHORTEST_WAIT, LONGEST_WAIT = 1, 200  # milliseconds

@@ -3,11 +3,11 @@
 import statistics
 from typing import Any
 
-from .accounting import costs
-from .kv_noise import Others
-from .kv_pair import METHODS, Method, Pair, Shape
-from .kv_speed import Record
-from .report import Table
+from ..accounting import costs
+from ..report import Table
+from .noise import Others
+from .pair import METHODS, Method, Pair, Shape
+from .speed import Record
 
 PAGE = Shape(page_bytes=4096, page_count=64, pages=1)
 SPINNING = Shape(page_bytes=4096, page_count=64, pages=1, spin=True)
@@ -23,7 +23,7 @@ IDLE_SHAPE = Shape(page_bytes=64 << 10, page_count=256, pages=64)
 
 
 class Asking:
-    """A pair that says and does only what must be (kv_sequence)."""
+    """A pair that says and does only what must be (sequence)."""
 
     def __init__(self, words: str, moves: str, spin: bool) -> None:
         self.way = "spinning" if spin else "sleeping"

@@ -14,14 +14,14 @@ import msgspec
 import numpy
 from numpy.typing import NDArray
 
-from ..kvtransfer.host_memory import HostMemory
-from ..kvtransfer.open import CHOICES, open_plane
-from ..kvtransfer.plane import Plane, PlaneSettings
-from ..protocol import blockhash
-from ..protocol.clusterkey import ClusterKey
-from ..protocol.messages import REVISION, Compatibility, Peer, Prefill, Sampling
-from ..protocol.pages import PagePool
-from ..protocol.sockets import Mailbox
+from ...kvtransfer.host_memory import HostMemory
+from ...kvtransfer.open import CHOICES, open_plane
+from ...kvtransfer.plane import Plane, PlaneSettings
+from ...protocol import blockhash
+from ...protocol.clusterkey import ClusterKey
+from ...protocol.messages import REVISION, Compatibility, Peer, Prefill, Sampling
+from ...protocol.pages import PagePool
+from ...protocol.sockets import Mailbox
 
 WAYS = ("nixl", "nixl-tcp", "shm", "tcp", "zmq", "zmq-curve")
 PLANES = tuple(way for way in WAYS if way.partition("-")[0] in CHOICES)

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from .soak_answers import Answer, contradiction, difference, of_stream, of_whole
-from .soak_client import Reply
-from .soak_requests import Asked
+from .answers import Answer, contradiction, difference, of_stream, of_whole
+from .client import Reply
+from .requests import Asked
 
 VIOLATIONS = ("WRONG", "HUNG", "LOST", "UNEXCUSED")
 UNAVAILABLE = (500, 502, 503, 504)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..deploy.restarts import MOST_IN_WINDOW, WINDOW_SECONDS
+from ...deploy.restarts import MOST_IN_WINDOW, WINDOW_SECONDS
 
 Kind = Literal["kill", "drain", "stop"]
 SIGNALS: dict[Kind, signal.Signals] = {

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from .fault_process import Child
-from .fault_reader import COMPLETE
-from .fault_rounds import Scene
+from .process import Child
+from .reader import COMPLETE
+from .rounds import Scene
 
 HOLDERS = 8
 TROUBLES = ("killed", "stopped", "garbage")

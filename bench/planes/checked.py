@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy
 
-from ..kvtransfer.digests import HostDigests
-from ..kvtransfer.host_memory import HostMemory
-from .kv_noise import Others
-from .kv_pair import METHODS, Pair
-from .kv_speed import Record, shape_of, size_text
-from .report import Table
+from ...kvtransfer.digests import HostDigests
+from ...kvtransfer.host_memory import HostMemory
+from ..report import Table
+from .noise import Others
+from .pair import METHODS, Pair
+from .speed import Record, shape_of, size_text
 
 DIGESTED = 64 << 20  # bytes, to learn how fast a digest is made
 

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .fault_process import Nursery
-from .fault_proxy import TOLD, Proxy, Weather
-from .fault_reader import COMPLETE
-from .fault_rounds import Scene
+from .process import Nursery
+from .proxy import TOLD, Proxy, Weather
+from .reader import COMPLETE
+from .rounds import Scene
 
 LEASE_SECONDS, WAITING_SECONDS = 1.5, 3.0
 STORM = Weather(lost=0.06, doubled=0.06, delayed=0.3, longest_delay=0.08)

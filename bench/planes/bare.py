@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy
 
-from ..kvtransfer.host_memory import HostMemory
-from .kv_child import Commands, Words
-from .kv_pages import chosen, fill, touch, verify
+from ...kvtransfer.host_memory import HostMemory
+from .child import Commands, Words
+from .pages import chosen, fill, touch, verify
 
 COUNT = struct.Struct("<I")
 VECTORS = 512  # buffers per call; the system takes 1024

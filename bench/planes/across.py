@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .kv_pair import Shape
-from .kv_speed import Record, measure, shape_of
-from .report import Cell, Table
+from ..report import Cell, Table
+from .pair import Shape
+from .speed import Record, measure, shape_of
 
 METHODS_ACROSS = (
     *("bare socket", "bare nixl-tcp", "bare nixl-tcp, untuned", "nixl-tcp", "tcp", "zmq"),

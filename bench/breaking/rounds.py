@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import zmq
 
-from ..kvtransfer.incoming import Incoming
-from ..kvtransfer.moves import ReadState
-from .fault_parts import SMALL_PAGE_BYTES, EndSettings
-from .fault_process import Child, Nursery
-from .fault_reader import COMPLETE, PATIENCE, Outcome, ReaderEnd
+from ...kvtransfer.incoming import Incoming
+from ...kvtransfer.moves import ReadState
+from .parts import SMALL_PAGE_BYTES, EndSettings
+from .process import Child, Nursery
+from .reader import COMPLETE, PATIENCE, Outcome, ReaderEnd
 
 SOURCE_OVERWRITTEN = 0xDD
 ASK_SECONDS = 0.2
