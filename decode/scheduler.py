@@ -9,6 +9,7 @@ victim, so that something always finishes. Order is by arrival everywhere.
 from bisect import insort
 
 from ..engine.chunking import Blocks, chunk
+from ..engine.finish import ends_by_length
 from ..engine.sequence import Sequence
 from ..engine.step import Slice, Step
 
@@ -98,11 +99,40 @@ class DecodeScheduler:
             budget -= slices[-1].count
         return Step(tuple(slices)) if slices else None
 
+    def step_behind(self, last: Step, context_length: int) -> Step | None:
+        """The step after `last`, which is still running: what it draws is not known yet.
+
+        Every sequence that runs goes on, unless its length ends it; one that ends by what is
+        drawn has computed a row for nothing. None where `last` must be seen first: a prompt
+        waits, or its next chunk; a sequence whose logits depend on all its tokens; pages that
+        only a preemption could give.
+        """
+        if self.filling or self.waiting:
+            return None
+        running_behind = {part.sequence: part for part in last.slices}
+        slices = []
+        for sequence in self.running:
+            if sequence.cancelled:
+                continue
+            part = running_behind.get(sequence)
+            if part is None:
+                follower = Slice(sequence, sequence.computed, 1, tuple(sequence.choices))
+            elif sequence.remembers:
+                return None
+            elif ends_by_length(sequence, part.start + 2, context_length):
+                continue
+            else:
+                follower = Slice(sequence, part.start + 1, 1, part.draw, follows=True)
+            if not self._blocks.grow(sequence, follower.start + 1):
+                return None
+            slices.append(follower)
+        return Step(tuple(slices)) if slices else None
+
     def _decode_slices(self) -> list[Slice]:
         slices = []
         for sequence in list(self.running):
-            if not sequence.pages:
-                continue  # preempted for an older one
+            if not sequence.pages or sequence.cancelled:
+                continue  # preempted for an older one, or on its way out
             while not self._blocks.grow(sequence, sequence.computed + 1):
                 if not self._preempt_younger(sequence):
                     break

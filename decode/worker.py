@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..engine.alone import Alone
 from ..engine.chunking import Blocks
 from ..engine.finish import finish_reason
+from ..engine.flights import Flights
 from ..engine.frames import Frames
 from ..engine.health import Pulse, Rates
 from ..engine.inquiry import absent
@@ -64,7 +65,7 @@ class DecodeWorker:
     def __init__(self, parts: Parts):
         self._transport = parts.transport
         self._reader = parts.reader
-        self._engine = parts.engine
+        self._flights = Flights(parts.engine)
         self._blocks = parts.blocks
         self._scheduler = parts.scheduler
         self._membership = parts.membership
@@ -84,19 +85,12 @@ class DecodeWorker:
         """Everything that is due; returns when to come back at the latest."""
         for arrival in self._transport.receive():
             self._take(arrival, now)
-        if (result := self._engine.finished()) is not None:
-            self._pulse.step_ended(result.error)
+        if (result := self._flights.finished()) is not None:
+            self._pulse.step_ended(now, result.error, self._flights.busy)
             self._commit(result, now)
         due = self._reader.turn(allowance(self._scheduler), now)
         self._settle_handovers(now)
-        if not self._engine.busy:
-            step = self._alone.next_step() or self._scheduler.next_step(
-                self._reader.oldest_waiting, now
-            )
-            if step is not None:
-                self._engine.start(step)
-                self._pulse.step_started(now)
-            self._give_up_blocked(step is not None, now)
+        self._start(now)
         reads = self._reader.open_reads
         idle = self._scheduler.idle and not self._reader.incoming
         self.stuck = self._pulse.stuck(now, self._blocks.pool, idle) or self._stranded.stuck(
@@ -104,6 +98,20 @@ class DecodeWorker:
         )
         due = min(due, self._membership.beat(now, self._state, self._counters, self.stuck))
         return now + PULLING_POLL_SECONDS if reads else due
+
+    def _start(self, now: float) -> None:
+        """The next step; or, while one runs, the one behind it."""
+        if not self._flights.busy:
+            step = self._alone.next_step() or self._scheduler.next_step(
+                self._reader.oldest_waiting, now
+            )
+            self._give_up_blocked(step is not None, now)
+            if step is not None:
+                self._pulse.step_started(now)
+                self._flights.start(step)
+        elif (last := self._flights.last) is not None and not self._alone.waiting:
+            if (step := self._scheduler.step_behind(last, self._context_length)) is not None:
+                self._flights.start(step)
 
     def _give_up_blocked(self, moving: bool, now: float) -> None:
         """Nothing runs, nothing arrives, and still the oldest does not fit: pages are lost to
@@ -181,19 +189,23 @@ class DecodeWorker:
                 self._drop(sequence.prefill.request, sequence.prefill.attempt, -1)
 
     def _drop(self, request: int, attempt: int, choice: int) -> None:
-        """Forget sequences: at once, or when the step that may be writing their pages ends."""
+        """Forget sequences that nobody waits for."""
         for sequence in self._scheduler.all:
             prefill = sequence.prefill
             if (prefill.request, prefill.attempt) != (request, attempt):
                 continue
             if choice >= 0 and sequence.choices != [choice]:
-                if choice in sequence.choices and not self._engine.busy:
+                if choice in sequence.choices and not self._flights.holds(sequence):
                     sequence.choices.remove(choice)
                 continue
-            if self._engine.busy:
-                sequence.cancelled = True
-            else:
-                self._scheduler.remove(sequence)
+            self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """It leaves: at once, or when no step in flight writes its pages any more."""
+        if self._flights.holds(sequence):
+            sequence.cancelled = True
+        else:
+            self._scheduler.remove(sequence)
 
     # --- hand-overs ----------------------------------------------------------------------------
 
@@ -258,7 +270,7 @@ class DecodeWorker:
         self._rates.step(result.step.tokens, result.seconds)
         for sequence in self._scheduler.all:
             if sequence.cancelled:
-                self._scheduler.remove(sequence)
+                self._end(sequence)
         if self._alone.take(result):
             return
         for index, part in enumerate(result.step.slices):
@@ -284,7 +296,7 @@ class DecodeWorker:
             if not part.draw:
                 for choice in sequence.choices:  # max_tokens 0: the prompt was only scored
                     frames.token(sequence, choice, position, -1, "length", None)
-                self._scheduler.remove(sequence)
+                self._end(sequence)
                 return
             self._scheduler.filled(sequence)
         self._drawn(part, drawn, frames)
@@ -301,7 +313,7 @@ class DecodeWorker:
             if not finish:
                 going_on.append((choice, token_id))
         if not going_on:
-            self._scheduler.remove(sequence)
+            self._end(sequence)
             return
         for choice, token_id in going_on[1:]:
             tokens = [*sequence.token_ids, token_id]
@@ -322,7 +334,7 @@ class DecodeWorker:
         self._transport.send(
             prefill.router.endpoint, Failed(prefill.request, prefill.attempt, reason, retryable)
         )
-        self._scheduler.remove(sequence)
+        self._end(sequence)
 
     # --- what is told --------------------------------------------------------------------------
 
@@ -346,6 +358,8 @@ class DecodeWorker:
             "tokens_generated": self._generated,
             "tokens_computed": self._rates.tokens,
             "steps": self._rates.steps,
+            "steps_ahead": self._flights.ahead,
+            "step_seconds_total": self._rates.seconds,
             "failures": self._failures,
             "preemptions": self._scheduler.preemptions,
             "evictions": self._blocks.pool.evictions,

@@ -1,6 +1,7 @@
 """A failed step once more, slice by slice: one bad request shall not fail its company. Pure."""
 
 from collections import deque
+from dataclasses import replace
 
 from .step import Slice, Step, StepResult
 
@@ -15,8 +16,13 @@ class Alone:
         """True: the step had several slices; they are tried alone before anybody is told."""
         if not result.error or len(result.step.slices) < 2:
             return False
-        self._slices.extend(result.step.slices)
+        # What they follow is known by now.
+        self._slices.extend(replace(part, follows=False) for part in result.step.slices)
         return True
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._slices)
 
     def next_step(self) -> Step | None:
         """One slice, of a sequence that was not dropped meanwhile."""

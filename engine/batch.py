@@ -6,14 +6,19 @@ the tensors are views of that buffer, so a Batch is valid until the next one is 
 T tokens, B sequences (slices), W pages per sequence at most, R wanted rows.
 """
 
+from collections.abc import Mapping
 from itertools import accumulate, chain
+from types import MappingProxyType
 
 import numpy
 import torch
 from torch import Tensor
 
 from ..models.batch import Batch
+from .sequence import Sequence
 from .step import Slice, Step
+
+NOTHING: Mapping[Sequence, int] = MappingProxyType({})
 
 
 def reported_rows(part: Slice) -> int:
@@ -43,7 +48,8 @@ class BatchBuilder:
         self.host = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
         self.buffer = self.host.numpy()
 
-    def build(self, step: Step) -> Batch:
+    def build(self, step: Step, drawn: Mapping[Sequence, int] = NOTHING) -> Batch:
+        """`drawn`: the tokens of the step before, for the slices that follow it."""
         slices = step.slices
         sequences = len(slices)
         counts = [part.count for part in slices]
@@ -63,7 +69,7 @@ class BatchBuilder:
         wanted_start[1:] = list(accumulate(wanted))
         context[:] = contexts
         table = table.reshape(sequences, width)
-        self._fill_tokens(slices, token, position, query_start)
+        self._fill_tokens(slices, drawn, token, position, query_start)
         self._fill_pages(slices, table)
         sequence_of = numpy.repeat(numpy.arange(sequences), counts)
         numpy.remainder(position, self.page_slots, out=slot)
@@ -77,12 +83,16 @@ class BatchBuilder:
     def _fill_tokens(
         self,
         slices: tuple[Slice, ...],
+        drawn: Mapping[Sequence, int],
         token: numpy.ndarray,
         position: numpy.ndarray,
         query_start: numpy.ndarray,
     ) -> None:
         if len(token) == len(slices):  # decode: one token each
-            token[:] = [part.sequence.token_ids[part.start] for part in slices]
+            token[:] = [
+                drawn[part.sequence] if part.follows else part.sequence.token_ids[part.start]
+                for part in slices
+            ]
             position[:] = [part.start for part in slices]
             return
         for part, start in zip(slices, query_start.tolist(), strict=False):
@@ -94,10 +104,10 @@ class BatchBuilder:
         width = table_BW.shape[1]
         row_lists = []
         for part in slices:
-            pages = part.sequence.pages
-            # A page reserved ahead is not looked at; one too few shows as -1.
-            short = width - len(pages)
-            row_lists.append(pages[:width] if short <= 0 else pages + [-1] * short)
+            # A copy at once: the loop may add a page meanwhile, for a later step. A page reserved
+            # ahead is not looked at; one too few shows as -1.
+            pages = part.sequence.pages[:width]
+            row_lists.append(pages + [-1] * (width - len(pages)))
         flat = table_BW.reshape(-1)
         flat[:] = numpy.fromiter(chain.from_iterable(row_lists), numpy.int32, len(flat))
 

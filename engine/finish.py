@@ -12,9 +12,10 @@ def finish_reason(sequence: Sequence, token_id: int, context_length: int) -> Fin
     """
     if token_id in sequence.sampling.stop_token_ids:
         return "stop"
-    length = len(sequence.token_ids) + 1
-    if length - sequence.prompt_length >= sequence.sampling.max_tokens:
-        return "length"
-    if length >= context_length:
-        return "length"
-    return ""
+    return "length" if ends_by_length(sequence, len(sequence.token_ids) + 1, context_length) else ""
+
+
+def ends_by_length(sequence: Sequence, length: int, context_length: int) -> bool:
+    """Whether a sequence of so many tokens goes no further, whatever the last one is."""
+    written = length - sequence.prompt_length
+    return written >= sequence.sampling.max_tokens or length >= context_length

@@ -18,6 +18,7 @@ class Rates:
     def __init__(self) -> None:
         self.steps = 0
         self.tokens = 0
+        self.seconds = 0.0
         self.step_seconds = 0.0
         self.tokens_per_second = 0.0
 
@@ -25,6 +26,7 @@ class Rates:
         """A step of so many tokens took so long."""
         self.steps += 1
         self.tokens += tokens
+        self.seconds += seconds
         weight = self._WEIGHT if self.steps > 1 else 1.0
         self.step_seconds += weight * (seconds - self.step_seconds)
         if seconds > 0:
@@ -61,8 +63,9 @@ class Pulse:
     def step_started(self, now: float) -> None:
         self._step_since = now
 
-    def step_ended(self, error: str = "") -> None:
-        self._step_since = None
+    def step_ended(self, now: float, error: str = "", another: bool = False) -> None:
+        """`another`: one was waiting behind it, and runs now."""
+        self._step_since = now if another else None
         self._failed_steps = self._failed_steps + 1 if error else 0
         self._last_error = error
 

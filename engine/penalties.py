@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..protocol.messages import Sampling
-from .sequence import Sequence
+from .sequence import Sequence, has_penalties
 
 
 class Counts:
@@ -29,14 +29,6 @@ class Counts:
                 if output:
                     self.output_V += torch.bincount(ids, minlength=len(self.output_V))
         self.counted = len(token_ids)
-
-
-def has_penalties(sampling: Sampling) -> bool:
-    return (
-        sampling.presence_penalty != 0
-        or sampling.frequency_penalty != 0
-        or sampling.repetition_penalty != 1
-    )
 
 
 def changes_logits(sampling: Sampling, outputs: int) -> bool:

@@ -14,6 +14,7 @@ from .batch import BatchBuilder, reported_rows, wanted_rows
 from .device_order import DeviceOrder
 from .logprobs import log_softmax, reports
 from .sampler import Sampler, refusal, row_of
+from .sequence import Sequence
 from .step import Drawn, Slice, Step, StepResult
 
 # Rows whose logits over the whole vocabulary exist at one time when a prompt is reported.
@@ -31,14 +32,21 @@ class Runner:
         self.builder = BatchBuilder(pages_PLCGSH.shape[4], pages_PLCGSH.device)
         self.sampler = Sampler(model.kernels)
         self.order = order or DeviceOrder(pages_PLCGSH.device)
+        self._drawn: dict[Sequence, int] = {}  # in the step before, for slices that follow it
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepResult:
         began = time.monotonic()
+        before, self._drawn = self._drawn, {}
         try:
             self.order.arrived()
-            hidden_RD = self.model.forward(self.builder.build(step), self.pages)
+            hidden_RD = self.model.forward(self.builder.build(step, before), self.pages)
             drawn = self._draw(step.slices, hidden_RD)
+            self._drawn = {
+                # Where nothing was drawn the row behind is computed for nothing, with any token.
+                part.sequence: one.token_ids[0] if one.token_ids else 0
+                for part, one in zip(step.slices, drawn, strict=True)
+            }
         finally:
             # As soon as this returns, or raises, the step's pages may be read by a peer or be
             # given to another sequence or a plane, and the batch's host buffer be written again.

@@ -20,7 +20,7 @@ from ..kernels.noise import signed
 from ..protocol.messages import Sampling, TokenLogprobs
 from .filters import drop_unlikely
 from .logprobs import log_softmax, reports
-from .penalties import Penalties, changes_logits, has_penalties
+from .penalties import Penalties, changes_logits
 from .sequence import Sequence
 from .step import Drawn, Slice
 
@@ -68,7 +68,7 @@ class Sampler:
                 errors[at] = refusal(rows[at].sequence, rows[at].position, "logits are not finite")
         special = [at for at, row in enumerate(rows) if not row.plain and at not in errors]
         self.penalties.keep_only(
-            {rows[at].sequence for at in special if has_penalties(rows[at].sampling)}
+            {rows[at].sequence for at in special if rows[at].sequence.remembers}
         )
         if special:
             scores_XV = logits_RV[special]

@@ -5,6 +5,14 @@ from dataclasses import dataclass, field
 from ..protocol.messages import Prefill, Sampling, TokenLogprobs
 
 
+def has_penalties(sampling: Sampling) -> bool:
+    return (
+        sampling.presence_penalty != 0
+        or sampling.frequency_penalty != 0
+        or sampling.repetition_penalty != 1
+    )
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Tokens of one choice (or, before its first token is drawn, of all choices of a prompt).
@@ -37,6 +45,11 @@ class Sequence:
     def prompt_length(self) -> int:
         """The boundary between what the client sent and what was generated."""
         return self.prefill.prompt_length
+
+    @property
+    def remembers(self) -> bool:
+        """Its next token's logits depend on all tokens before: each must be known in time."""
+        return has_penalties(self.sampling)
 
     @property
     def holder(self) -> tuple[int, int, int]:

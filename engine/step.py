@@ -20,12 +20,15 @@ class Slice:
     `draw`: the choices to draw the token at position start+count for ([] = do not draw).
     With sampling.prompt_logprobs >= 0, log-probabilities of the prompt tokens among positions
     start+1 .. start+count are wanted too.
+    `follows`: its one token is the one that the step before draws for the sequence; the loop does
+    not know it yet.
     """
 
     sequence: Sequence
     start: int
     count: int
     draw: tuple[int, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """At most one step in flight; `start` and `finished` return at once."""
+    """Steps in order, at most two in flight; `start` and `finished` return at once."""
 
     def start(self, step: Step) -> None: ...
 

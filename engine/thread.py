@@ -7,10 +7,12 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from typing import Protocol
 
 import torch
 
+from .flights import MOST
 from .step import Step, StepResult
 
 
@@ -21,64 +23,54 @@ class Runs(Protocol):
 
 
 class EngineThread:
-    """Implements `step.Engine`. One thread, at most one step in flight.
+    """Implements `step.Engine`. One thread, at most two steps in flight, answered in order.
 
-        start -> [queue] -> thread: run -> result, then the eventfd -> finished
+        start -> [queue] -> thread: run -> results, then the eventfd -> finished
 
-    `busy` is true from `start` until `finished` gave the result.
+    `busy` is true from `start` until `finished` gave the last result.
     """
 
     def __init__(self, runner: Runs, threads: int = 0) -> None:
         self._runner = runner
         self._threads = threads
         self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
-        self._result: StepResult | None = None
-        self._busy = False
-        self._began = 0.0
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()  # holds the result and the eventfd together
+        self._results: deque[StepResult] = deque()
+        self._flying = 0
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self._lock = threading.Lock()  # holds the results and the eventfd together
         # A daemon: a step that hangs on a device must not keep a dying process alive.
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable while a result waits."""
+        """Readable while results wait."""
         return self._wake
 
     @property
     def busy(self) -> bool:
-        return self._busy
-
-    @property
-    def running_seconds(self) -> float:
-        """How long the present step has been running; 0 while none is."""
-        began = self._began
-        return time.monotonic() - began if began else 0.0
+        return self._flying > 0
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
     def start(self, step: Step) -> None:
-        if self._busy:
-            raise RuntimeError("a step is in flight; take its result first")
-        self._busy = True
-        self._began = time.monotonic()
+        if self._flying == MOST:
+            raise RuntimeError(f"{MOST} steps are in flight; take a result first")
+        self._flying += 1
         self._steps.put(step)
 
     def finished(self) -> StepResult | None:
-        """The result, once; None while there is none."""
+        """The oldest result, once; None while there is none."""
         with self._lock:
-            result = self._result
-            if result is None:
+            if not self._results:
                 return None
             os.eventfd_read(self._wake)
-            self._result = None
-            self._busy = False
-        return result
+            self._flying -= 1
+            return self._results.popleft()
 
     def close(self, seconds: float = 10.0) -> None:
-        """End the thread after the present step; raises if that takes too long."""
+        """End the thread after the steps in flight; raises if that takes too long."""
         self._steps.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():
@@ -97,9 +89,8 @@ class EngineThread:
             except Exception as error:
                 error_text = f"{type(error).__name__}: {error}"
                 result = StepResult(step, (), time.monotonic() - began, error_text)
-            self._began = 0.0
             with self._lock:
-                self._result = result
+                self._results.append(result)
                 os.eventfd_write(self._wake, 1)
             # Not to hold the sequences of an old step while waiting for a new one.
             del step, result

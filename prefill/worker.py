@@ -80,7 +80,7 @@ class PrefillWorker:
             self._take(arrival, now)
         self._plane.progress()
         if (result := self._engine.finished()) is not None:
-            self._pulse.step_ended(result.error)
+            self._pulse.step_ended(now, result.error)
             self._commit(result, now)
         due = self._holder.turn(now)
         self._end_unwanted()
@@ -270,6 +270,7 @@ class PrefillWorker:
         counters: dict[str, float] = {
             "prompt_tokens_computed": self._rates.tokens,
             "steps": self._rates.steps,
+            "step_seconds_total": self._rates.seconds,
             "failures": self._failures,
             "evictions": self._blocks.pool.evictions,
             "longest_gap_seconds": self._pulse.take_longest_gap(),

@@ -5,8 +5,11 @@ the pages hold exactly the sequence's prefix.
 """
 
 from array import array
+from collections import deque
 from hashlib import blake2b
 
+from ..engine.flights import MOST
+from ..engine.sequence import Sequence
 from ..engine.step import Drawn, Slice, Step, StepResult
 from ..protocol.messages import TokenLogprobs
 from .chance import Violation
@@ -31,45 +34,64 @@ def true_tokens(prompt: list[int], seed: int, choice: int, count: int) -> list[i
 
 
 class SimulatedEngine:
-    """One step at a time, finished when asked for, unless `hold`."""
+    """Steps in order, two at most, finished when asked for, unless `hold`."""
 
     def __init__(self, memory: Memory):
         self.memory = memory
-        self.step: Step | None = None
+        self.flying: deque[tuple[Step, list[list[int]]]] = deque()  # with the pages of each slice
         self.hold = False
         self.fail_next = ""
         self.steps = 0
+        self._drawn: dict[Sequence, int] = {}  # by the step before
 
     @property
     def busy(self) -> bool:
-        return self.step is not None
+        return bool(self.flying)
+
+    @property
+    def step(self) -> Step | None:
+        """The one that runs."""
+        return self.flying[0][0] if self.flying else None
 
     def start(self, step: Step) -> None:
-        if self.step is not None:
-            raise Violation("a step was started under another one")
-        self.step = step
+        if len(self.flying) == MOST:
+            raise Violation("a step was started under two others")
+        if not self.flying and any(part.follows for part in step.slices):
+            raise Violation("a step follows one whose result was taken")
+        self.flying.append((step, [list(part.sequence.pages) for part in step.slices]))
 
     def finished(self) -> StepResult | None:
-        if self.step is None or self.hold:
+        """What it writes lands now, in the pages its sequences had when it was started."""
+        if not self.flying or self.hold:
             return None
-        step, self.step = self.step, None
+        step, pages = self.flying.popleft()
         self.steps += 1
+        before, self._drawn = self._drawn, {}
+        if not self.fail_next and any(p.follows and p.sequence not in before for p in step.slices):
+            self.fail_next = "the step before drew nothing"
         if self.fail_next:
             error, self.fail_next = self.fail_next, ""
             return StepResult(step, (), STEP_SECONDS, error)
-        return StepResult(step, tuple(self._run(part) for part in step.slices), STEP_SECONDS)
+        drawn = tuple(
+            self._run(part, held, before) for part, held in zip(step.slices, pages, strict=True)
+        )
+        return StepResult(step, drawn, STEP_SECONDS)
 
-    def _run(self, part: Slice) -> Drawn:
+    def _run(self, part: Slice, pages: list[int], before: dict[Sequence, int]) -> Drawn:
         sequence = part.sequence
         end = part.start + part.count
-        for position in range(part.start, end):
-            page = sequence.pages[position // SLOTS]
-            self.memory.tokens[page * SLOTS + position % SLOTS] = sequence.token_ids[position]
         prefix, sampling = sequence.token_ids[:end], sequence.sampling
-        held = self.memory.prefix(sequence.pages, end)
+        if part.follows:
+            prefix = [*prefix[: part.start], before[sequence]]
+        for position in range(part.start, end):
+            page = pages[position // SLOTS]
+            self.memory.tokens[page * SLOTS + position % SLOTS] = prefix[position]
+        held = self.memory.prefix(pages, end)
         if held != prefix:
-            raise Violation(f"pages hold {held}, not {sequence.token_ids}")
+            raise Violation(f"pages hold {held}, not {prefix}")
         tokens = tuple(true_token(prefix, sampling.seed, one) for one in part.draw)
+        if tokens:
+            self._drawn[sequence] = tokens[0]
         wanted = sampling.logprobs >= 0
         logprobs = tuple(TokenLogprobs(-1.0) if wanted else None for _ in tokens)
         scored = ()

@@ -1,5 +1,7 @@
 """An engine whose steps last some turns and may fail, and who notices what changes under a step."""
 
+from collections import deque
+
 from ..engine.step import Slice, Step, StepResult
 from ..protocol.pages import PagePool, PageState
 from .chance import Chance, Violation
@@ -15,12 +17,12 @@ class FaultyEngine(SimulatedEngine):
         self.chance = chance
         self.pool: PagePool | None = None  # set by the worker
         self.failing = chance.rng.choice([0.0, 0.01, 0.03])
-        self._ends = 0  # turn
-        self._given: list[tuple] = []
+        self._ends: deque[int] = deque()  # turn of each step in flight
+        self._given: deque[list[tuple]] = deque()
 
     def ready(self, turn: int) -> bool:
         """Would `finished` give a result? The real engine wakes its loop then."""
-        return self.step is not None and not self.hold and turn >= self._ends
+        return self.busy and not self.hold and turn >= self._ends[0]
 
     def start(self, step: Step) -> None:
         super().start(step)
@@ -29,14 +31,15 @@ class FaultyEngine(SimulatedEngine):
         holders = {part.sequence.holder for part in step.slices}
         if len(holders) < len(step.slices):
             raise Violation("a sequence is twice in one step")
-        self._given = [self._facts(part) for part in step.slices]
+        self._given.append([self._facts(part) for part in step.slices])
         lasts = 0 if self.chance.calm else self.chance.rng.choice([0, 0, 1, 3])
-        self._ends = self.chance.turn + lasts
+        self._ends.append(max([self.chance.turn, *self._ends]) + lasts)
 
     def finished(self) -> StepResult | None:
         if self.step is None or not self.ready(self.chance.turn):
             return None
-        for part, given in zip(self.step.slices, self._given, strict=True):
+        self._ends.popleft()
+        for part, given in zip(self.step.slices, self._given.popleft(), strict=True):
             self._unchanged(part, given)
         if self.chance.happens(self.failing):
             self.chance.fault("step failed")
@@ -47,8 +50,9 @@ class FaultyEngine(SimulatedEngine):
         one = part.sequence
         pages = one.pages[: -(-(part.start + part.count) // SLOTS)]
         generations = [self.memory.generations[page] for page in pages]
-        tokens, choices = list(one.token_ids), list(one.choices)
-        return tokens, one.computed, list(one.pages), choices, one.sealed, generations
+        # What the step before draws may be appended meanwhile, and a page for the step behind.
+        known = one.token_ids[: part.start + part.count - part.follows]
+        return list(known), list(one.choices), pages, generations
 
     def _unchanged(self, part: Slice, given: tuple) -> None:
         assert self.pool is not None

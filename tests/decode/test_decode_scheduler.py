@@ -1,9 +1,12 @@
 """Decode's batch decisions."""
 
+from msgspec.structs import replace
+
 from penstock.decode.admission import allowance
 from penstock.decode.scheduler import DecodeScheduler
 from penstock.engine.chunking import Blocks
 from penstock.engine.sequence import Sequence
+from penstock.engine.step import Step
 from penstock.protocol.messages import Peer, Prefill, Sampling
 from penstock.protocol.pages import PagePool
 from penstock.simulation.worker import COMPATIBILITY
@@ -90,3 +93,64 @@ def test_the_batch_is_bounded():
         schedule.add(sequence(request, 2, float(request)))
     step = schedule.next_step(NEVER, 5.0)
     assert len(parts(step)) == 2 and allowance(schedule).sequences == 0
+
+
+def planned(schedule) -> Step:
+    step = schedule.next_step(NEVER, 5.0)
+    assert step is not None
+    return step
+
+
+def follows(step):
+    return [(one.sequence.prefill.request, one.start, one.follows) for one in step.slices]
+
+
+def test_the_step_behind_follows_what_runs_and_takes_who_joined():
+    pool, blocks, schedule = make()
+    running(pool, schedule, 1, 5, 0.0)
+    last = planned(schedule)
+    running(pool, schedule, 2, 8, 1.0)
+    behind = schedule.step_behind(last, 100)
+    assert behind is not None
+    assert follows(behind) == [(1, 5, True), (2, 7, False)]
+    assert [one.draw for one in behind.slices] == [(0,), (0,)]
+
+
+def test_the_step_behind_has_a_slot_for_what_is_not_drawn_yet():
+    pool, blocks, schedule = make(pages=3)
+    one = running(pool, schedule, 1, 8, 0.0)  # position 7 is the last of its second page
+    last = planned(schedule)
+    assert len(one.pages) == 2
+    assert follows(schedule.step_behind(last, 100)) == [(1, 8, True)]
+    assert len(one.pages) == 3
+    pool, blocks, schedule = make(pages=2)
+    running(pool, schedule, 1, 8, 0.0)
+    last = planned(schedule)
+    assert schedule.step_behind(last, 100) is None and schedule.preemptions == 0
+
+
+def test_what_its_length_ends_is_not_followed():
+    pool, blocks, schedule = make()
+    running(pool, schedule, 1, 5, 0.0)
+    last = planned(schedule)
+    assert schedule.step_behind(last, 6) is None  # the context ends with the token being drawn
+    assert follows(schedule.step_behind(last, 7)) == [(1, 5, True)]
+    one = schedule.running[0]
+    one.prefill = replace(one.prefill, sampling=Sampling(seed=1, max_tokens=1))
+    assert schedule.step_behind(last, 100) is None
+
+
+def test_nothing_starts_behind_what_must_be_seen_first():
+    pool, blocks, schedule = make()
+    one = running(pool, schedule, 1, 5, 0.0)
+    last = planned(schedule)
+    waiting = sequence(2, 12, 2.0)
+    schedule.add(waiting)
+    assert schedule.step_behind(last, 100) is None  # a prompt shall not wait for another step
+    schedule.remove(waiting)
+    assert schedule.step_behind(last, 100) is not None
+    one.prefill = replace(one.prefill, sampling=Sampling(seed=1, presence_penalty=1.0))
+    assert schedule.step_behind(last, 100) is None  # its penalties count the token being drawn
+    one.prefill = replace(one.prefill, sampling=Sampling(seed=1))
+    one.cancelled = True
+    assert schedule.step_behind(last, 100) is None

@@ -14,7 +14,7 @@ def test_a_step_that_does_not_end_is_named():
     pulse.step_started(1.0)
     assert pulse.stuck(11.0, pool) == ""
     assert "running for 11 s" in pulse.stuck(12.0, pool)
-    pulse.step_ended()
+    pulse.step_ended(2.0)
     assert pulse.stuck(99.0, pool) == ""
 
 
@@ -33,11 +33,11 @@ def test_lasting_quarantine_asks_for_a_new_incarnation():
 def test_steps_that_fail_in_a_row_are_a_device_that_is_gone():
     pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
     for _ in range(4):
-        pulse.step_ended("no such device")
-    pulse.step_ended()
+        pulse.step_ended(2.0, "no such device")
+    pulse.step_ended(2.0)
     for _ in range(5):
         assert pulse.stuck(0.0, pool) == ""
-        pulse.step_ended("no such device")
+        pulse.step_ended(2.0, "no such device")
     assert "5 steps failed, the last with no such device" in pulse.stuck(0.0, pool)
 
 
