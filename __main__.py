@@ -120,11 +120,20 @@ def _add_simulate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a checkpoint's folder")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="cluster.toml; flags override")
-    parser.add_argument("--prefill", type=int, metavar="N", help="prefill workers (1)")
-    parser.add_argument("--decode", type=int, metavar="N", help="decode workers (1)")
     parser.add_argument(
-        "--aggregated", action="store_true", help="one worker that does both, and no hand-over"
+        "--model",
+        action="append",
+        dest="models",
+        metavar="NAME=PATH",
+        help="one of several models, each with workers of its own; repeat it",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="cluster.toml; flags override")
+    parser.add_argument("--prefill", type=int, metavar="N", help="prefill workers per model (1)")
+    parser.add_argument("--decode", type=int, metavar="N", help="decode workers per model (1)")
+    parser.add_argument(
+        "--aggregated",
+        action="store_true",
+        help="one worker per model that does both, and no hand-over",
     )
     for flag, _, key, options in SETTINGS:
         if "action" not in options:
@@ -138,9 +147,8 @@ def cluster_config(arguments: Arguments) -> Any:
     from .deploy.ports import free_control_endpoint
     from .protocol.config import ROLES, load, numbered, workers_of
 
-    overrides: dict[str, Any] = {"cluster": {}, "router": {}, "worker": {}}
-    if arguments.model is not None:
-        overrides["cluster"]["model"] = arguments.model
+    overrides: dict[str, Any] = {"cluster": {}, "router": {}, "worker": {}, **_models(arguments)}
+    names = [model["name"] for model in overrides.get("model", [])]
     for flag, section, key, _ in SETTINGS:
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
@@ -160,22 +168,43 @@ def cluster_config(arguments: Arguments) -> Any:
             return config
     overrides |= {"prefill": [], "decode": [], "aggregated": []}
     if arguments.aggregated:
-        overrides["aggregated"] = numbered("aggregated", 1)
+        overrides["aggregated"] = numbered("aggregated", 1, names)
     else:
         for name, count in counts.items():
-            overrides[name] = numbered(name, count or 1)  # type: ignore[arg-type]
+            overrides[name] = numbered(name, count or 1, names)  # type: ignore[arg-type]
     return load(arguments.config, overrides)
+
+
+def _models(arguments: Arguments) -> dict[str, Any]:
+    """The sections that say which models; where the command line names any, the file's are not."""
+    if not arguments.models:
+        one = arguments.model
+        return {} if one is None else {"cluster": {"model": one}, "model": []}
+    if arguments.model is not None:
+        raise ConfigError(f"give {arguments.model} as --model NAME=PATH too, where there are more")
+    if arguments.served_name is not None:
+        raise ConfigError("--served-name names one model; with --model write NAME=PATH")
+    models: list[dict[str, str]] = []
+    for text in arguments.models:
+        name, given, path = text.partition("=")
+        if not given:
+            name, path = Path(text).name, text
+        if not name or not path:
+            raise ConfigError(f"--model {text}: give NAME=PATH, or a PATH whose last part names it")
+        models.append({"name": name, "path": path})
+    return {"cluster": {"model": "", "served_name": ""}, "model": models}
 
 
 def serve(arguments: Arguments) -> int:
     from .deploy.local import serve as run
 
     config = cluster_config(arguments)
-    if not (config.model_path / "config.json").is_file():
-        raise ConfigError(
-            f"no model at {config.cluster.model}; give a folder with config.json, "
-            "tokenizer.json and safetensors weights"
-        )
+    for model in config.served:
+        if not (Path(model.path) / "config.json").is_file():
+            raise ConfigError(
+                f"no model at {model.path}; give a folder with config.json, "
+                "tokenizer.json and safetensors weights"
+            )
     if config.key_path is not None:
         from .protocol.clusterkey import read_key
 
@@ -204,7 +233,7 @@ def run_role(arguments: Arguments) -> int:
         if arguments.command == "router":
             _check_router_name(config.router.name, arguments.name)
         else:
-            config.worker(arguments.command, arguments.name)
+            config = config.seen_by(config.worker(arguments.command, arguments.name))
         module = importlib.import_module(f"{PACKAGE}.{ROLE_MODULES[arguments.command]}")
         return module.main(config, arguments.name)
     except ConfigError as error:

@@ -1,12 +1,16 @@
 """What a person sees of a cluster: loading, logs, the ready block, the end."""
 
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..protocol.addresses import is_wildcard
 from ..protocol.config import Config
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 OWN_FACTS = ("name", "role", "endpoint")  # never the same for two workers
 
@@ -14,7 +18,9 @@ OWN_FACTS = ("name", "role", "endpoint")  # never the same for two workers
 class Display(Protocol):
     """Everything the supervisor shows goes through here."""
 
-    def progress(self, name: str, done: int, total: int) -> None: ...
+    def progress(self, name: str, done: int, total: int, what: str = "") -> None:
+        """So many bytes of `name` are loaded; `what` is being read."""
+        ...
 
     def say(self, text: str) -> None:
         """The supervisor's own words, or a line of a child with its name before it."""
@@ -26,53 +32,64 @@ class Display(Protocol):
 
 
 class PlainDisplay:
-    """Lines, for pipes and logs."""
+    """Lines, for pipes and logs. The rate is the mean since loading began."""
 
-    def __init__(self) -> None:
-        self._quarters: dict[str, int] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._loads: dict[str, tuple[int, float]] = {}  # quarter, when it began
 
-    def progress(self, name: str, done: int, total: int) -> None:
+    def progress(self, name: str, done: int, total: int, what: str = "") -> None:
         quarter = 4 * done // total if total else 0
-        if self._quarters.get(name) != quarter:
-            self._quarters[name] = quarter
-            self.say(f"{name}: loading {25 * quarter}%")
+        now = self._clock()
+        last, began = self._loads.get(name, (-1, now))
+        if last == quarter:
+            return
+        self._loads[name] = quarter, began
+        rate = f", {done / (now - began) / 1e9:.2f} GB/s" if now > began else ""
+        self.say(
+            f"{name}: loading {25 * quarter}%, {done / 1e9:.2f} of {total / 1e9:.2f} GB{rate}"
+            f"{what and f', {what}'}"
+        )
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def loaded(self) -> None:
-        self._quarters.clear()
+        self._loads.clear()
 
 
 class TerminalDisplay:
     """Bars while something loads, with the log scrolling above them."""
 
     def __init__(self) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[what]}"),
             console=Console(stderr=True),
             transient=True,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
-    def progress(self, name: str, done: int, total: int) -> None:
+    def progress(self, name: str, done: int, total: int, what: str = "") -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(f"{name} loading", total=total or None)
+            self._tasks[name] = self._progress.add_task(f"{name} loading", total=None, what="")
             self._progress.start()
-        self._progress.update(self._tasks[name], completed=done)  # type: ignore[arg-type]
+        # What a rank reads becomes known as it reads: the total may change.
+        self._progress.update(self._tasks[name], completed=done, total=total or None, what=what)
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def loaded(self) -> None:
         for task in self._tasks.values():
-            self._progress.remove_task(task)  # type: ignore[arg-type]
+            self._progress.remove_task(task)
         self._tasks.clear()
         self._progress.stop()
 
@@ -110,10 +127,12 @@ def ready_block(config: Config, told: Sequence[Told]) -> str:
         for key, value in first.items()
         if key not in OWN_FACTS and all(one.facts.get(key) == value for one in workers)
     }
-    rows = [("model", f"{config.cluster.served_name} ({config.cluster.model})")]
+    rows = [("model", f"{model.name} ({model.path})") for model in config.served]
     rows += [(key.replace("_", " "), value) for key, value in shared.items()]
+    of_model = {name: worker.model for name, (_, worker) in config.workers.items()}
     for one in told:
         own = [one.role] if one.role not in one.name else []
+        own += [f"model {of_model[one.name]}"] if of_model.get(one.name) else []
         own += [
             f"{key.replace('_', ' ')} {value}"
             for key, value in one.facts.items()
@@ -121,12 +140,12 @@ def ready_block(config: Config, told: Sequence[Told]) -> str:
         ]
         rows.append((one.name, "; ".join(own)))
     width = max(len(name) for name, _ in rows)
-    request = f'{{"model": "{config.cluster.served_name}", "prompt": "Once", "max_tokens": 32}}'
+    request = f'{{"model": "{config.served[0].name}", "prompt": "Once", "max_tokens": 32}}'
     lines = [
         "",
         f"Penstock is ready at {url}/v1",
         *(f"  {name:<{width}}  {text}".rstrip() for name, text in rows),
-        *_warnings(workers),
+        *(line for model in config.served for line in _warnings(model.name, workers, of_model)),
         "",
         f"curl {url}/v1/completions -H 'Content-Type: application/json' \\",
         f"  -d '{request}'",
@@ -136,11 +155,12 @@ def ready_block(config: Config, told: Sequence[Told]) -> str:
     return "\n".join(lines)
 
 
-def _warnings(workers: Sequence[Told]) -> list[str]:
-    classes = {one.facts["numeric_class"] for one in workers if "numeric_class" in one.facts}
+def _warnings(model: str, workers: Sequence[Told], of_model: Mapping[str, str]) -> list[str]:
+    mine = [one.facts for one in workers if of_model.get(one.name) in (None, "", model)]
+    classes = {facts["numeric_class"] for facts in mine if "numeric_class" in facts}
     if len(classes) < 2:
         return []
     return [
-        "  warning: the workers are of different numeric classes "
+        f"  warning: the workers of {model} are of different numeric classes "
         f"({', '.join(sorted(classes))}): answers may depend on which of them gave them"
     ]

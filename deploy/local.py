@@ -7,6 +7,7 @@ The supervisor loads no model and imports no torch. It waits for four things: wh
 """
 
 import http.client
+import json
 import selectors
 import signal
 import sys
@@ -51,14 +52,15 @@ class Post:
 
 
 def router_serves(config: Config) -> bool:
-    """Whether the router would place a request now."""
+    """Whether the router would place a request for any of its models now."""
     router = config.router
     host = "127.0.0.1" if is_wildcard(router.host) else router.host
     asked = http.client.HTTPConnection(host, router.port, timeout=ASK_SECONDS)
     try:
         asked.request("GET", "/ready")
-        return asked.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
+        answer = asked.getresponse()
+        return answer.status == http.HTTPStatus.OK and all(json.load(answer)["models"].values())
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     finally:
         asked.close()
@@ -192,7 +194,7 @@ class Supervisor:
             self._display.say(f"[{post.name}] {line}")
         for event in events:
             if isinstance(event, Progress):
-                self._display.progress(post.name, event.done, event.total)
+                self._display.progress(post.name, event.done, event.total, event.what)
             elif isinstance(event, Ready):
                 self._heard_ready(post)
         for fileno in watched - (set() if ended else child.filenos()):

@@ -2,6 +2,7 @@
 
     [cluster]       what all processes share
     [router]        the HTTP side and where workers report
+    [[model]]       one table per model, where several are served: a name and a path
     [worker]        defaults of every worker
     [[prefill]] [[decode]] [[aggregated]]   one table per worker: a name, and what differs
 
@@ -10,18 +11,28 @@ ConfigError that names the key, where it stands, and what would work. Nothing he
 machine but for its number of cores and its address: a model or a key is looked at by who uses it.
 """
 
-import difflib
 import os
-import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from .addresses import AddressError, advertised_host, is_loopback, parse_endpoint
+from .config_fields import (
+    ConfigError,
+    Count,
+    Device,
+    Name,
+    Port,
+    Positive,
+    Seconds,
+    convert,
+    unknown,
+)
 from .messages import Role
 
 LOCAL_PREFILL_TOKENS = 512  # uncached remainders up to this long are prefilled by decode itself
@@ -29,26 +40,14 @@ ROLES: tuple[Role, ...] = ("prefill", "decode", "aggregated")
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "models" / "demo" / "checkpoint"
 DEMO_NAME = "penstock-demo"
 COMMAND_LINE = "the command line"
+LISTED = ("model", *ROLES)  # sections of which there may be several
 PATHS = (("cluster", "model"), ("cluster", "key_file"), ("router", "api_key_file"))
-
-Table = TypeVar("Table", bound=Struct)
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Device = Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; the text names the key, its place, and what would work."""
 
 
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What all processes share."""
 
-    model: str = ""  # a folder with config.json and weights; "" = the demo checkpoint
+    model: str = ""  # a folder with config.json and weights; "" = the demo checkpoint, or [[model]]
     served_name: str = ""  # "" = the folder's name
     key_file: str = ""  # needed as soon as one process listens beyond loopback
     routers: list[str] = []  # control endpoints workers report to; [] = the one of [router]
@@ -76,6 +75,13 @@ class Router(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     drain_seconds: Seconds = 30.0
 
 
+class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of several models."""
+
+    path: str = ""  # a folder with config.json and weights; each has one
+    name: str = ""  # in requests and answers; "" = the folder's name
+
+
 class Worker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One worker, or in [worker] the defaults of all."""
 
@@ -98,6 +104,7 @@ class Worker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     read_seconds: Seconds = 2.0  # a read of pages may take so long, and twice what is predicted
     beat_seconds: Annotated[float, Meta(gt=0.0, le=5.0)] = 0.25  # between two Status
     drain_seconds: Seconds = 30.0
+    model: str = ""  # the name of the one it serves, where there are several
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,6 +112,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     cluster: Cluster
     router: Router
+    model: list[Model] = []  # [] = the one of [cluster]
     prefill: list[Worker]
     decode: list[Worker]
     aggregated: list[Worker]
@@ -131,7 +139,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 f"{worker.name}: no address that {self.routers[0]} could reach it at ({error}); "
                 "give one as advertise"
             ) from None
-        return msgspec.structs.replace(worker, advertise=reached)
+        return replace(worker, advertise=reached)
 
     @property
     def routers(self) -> list[str]:
@@ -139,8 +147,22 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.cluster.routers or [self.router.control]
 
     @property
+    def served(self) -> list[Model]:
+        """All models; at least one."""
+        return self.model or [Model(path=self.cluster.model, name=self.cluster.served_name)]
+
+    @property
     def model_path(self) -> Path:
+        """Where there is one model, as every worker sees it: see `seen_by`."""
         return Path(self.cluster.model)
+
+    def seen_by(self, worker: Worker) -> "Config":
+        """As the process of a worker reads it: its model is the one there is."""
+        for model in self.model:
+            if model.name == worker.model:
+                cluster = replace(self.cluster, model=model.path, served_name=model.name)
+                return replace(self, cluster=cluster, model=[])
+        return self
 
     @property
     def key_path(self) -> Path | None:
@@ -170,9 +192,10 @@ def load(file: Path | None, overrides: dict[str, Any] | None = None) -> Config:
     return _check(_resolve(_merge(document, overrides or {}, place, base), place), place)
 
 
-def numbered(role: Role, count: int) -> list[dict[str, Any]]:
-    """`count` workers of a role that differ in nothing but their names."""
-    return [{"name": f"{role}-{number}"} for number in range(count)]
+def numbered(role: Role, count: int, models: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """`count` workers of a role (for each of `models`) that differ in nothing but their names."""
+    of = [{"model": model} for model in models for _ in range(count)] or [{}] * count
+    return [{"name": f"{role}-{number}", **fields} for number, fields in enumerate(of)]
 
 
 def usable_cores() -> int:
@@ -206,8 +229,8 @@ def _merge(
     known = [*Config.__struct_fields__, "worker"]
     for section, content in document.items():
         if section not in known:
-            raise ConfigError(f"{place}: {_unknown(section, known, 'a cluster has no section')}")
-        listed = section in ROLES
+            raise ConfigError(f"{place}: {unknown(section, known, 'a cluster has no section')}")
+        listed = section in LISTED
         tables = content if listed and isinstance(content, list) else [content]
         if listed != isinstance(content, list) or not all(isinstance(t, dict) for t in tables):
             written = f"[[{section}]]" if listed else f"[{section}]"
@@ -215,7 +238,7 @@ def _merge(
     merged = _rooted(document, base)
     overrides = _rooted(overrides, Path.cwd())
     for section, content in overrides.items():
-        if section in ROLES:
+        if section in LISTED:
             merged[section] = content
         else:
             merged[section] = {**merged.get(section, {}), **content}
@@ -232,16 +255,23 @@ def _rooted(document: dict[str, Any], base: Path) -> dict[str, Any]:
         value = rooted.get(section, {}).get(key)
         if isinstance(value, str) and value:
             rooted[section] = {**rooted[section], key: str(base / Path(value).expanduser())}
+    if "model" in rooted:
+        rooted["model"] = [
+            {**table, "path": str(base / Path(table["path"]).expanduser())}
+            if isinstance(table.get("path"), str) and table["path"]
+            else table
+            for table in rooted["model"]
+        ]
     return rooted
 
 
 def _resolve(document: dict[str, Any], place: str) -> Config:
-    cluster = _convert(document.get("cluster", {}), Cluster, "[cluster]", place)
-    router = _convert(document.get("router", {}), Router, "[router]", place)
+    cluster = convert(document.get("cluster", {}), Cluster, "[cluster]", place)
+    router = convert(document.get("router", {}), Router, "[router]", place)
     defaults = document.get("worker", {})
     if "name" in defaults:
         raise ConfigError(f"{place}: [worker] name: a name belongs in [[prefill]] or [[decode]]")
-    _convert(defaults, Worker, "[worker]", place)
+    convert(defaults, Worker, "[worker]", place)
     threads = max(1, usable_cores() // 2)
     workers: dict[str, list[Worker]] = {}
     for role in ROLES:
@@ -249,11 +279,31 @@ def _resolve(document: dict[str, Any], place: str) -> Config:
         for number, table in enumerate(document[role]):
             resolved = {"name": f"{role}-{number}", **defaults, **table}
             resolved["threads"] = resolved.get("threads") or threads
-            workers[role].append(_convert(resolved, Worker, f"[[{role}]] {number}", place))
-    model = cluster.model or str(DEMO_MODEL)
-    name = cluster.served_name or (DEMO_NAME if Path(model) == DEMO_MODEL else Path(model).name)
-    cluster = msgspec.structs.replace(cluster, model=model, served_name=name)
-    return Config(cluster=cluster, router=router, **workers)
+            workers[role].append(convert(resolved, Worker, f"[[{role}]] {number}", place))
+    models = [
+        convert(table, Model, f"[[model]] {number}", place)
+        for number, table in enumerate(document.get("model", []))
+    ]
+    for number, one in enumerate(models):
+        if not one.path:
+            raise ConfigError(
+                f"{place}: [[model]] {number} has no path; name a checkpoint's folder"
+            )
+    if models:
+        models = [replace(one, name=one.name or Path(one.path).name) for one in models]
+        workers = {role: _with_models(found, models) for role, found in workers.items()}
+    else:
+        path = cluster.model or str(DEMO_MODEL)
+        name = cluster.served_name or (DEMO_NAME if Path(path) == DEMO_MODEL else Path(path).name)
+        cluster = replace(cluster, model=path, served_name=name)
+    return Config(cluster=cluster, router=router, model=models, **workers)
+
+
+def _with_models(workers: list[Worker], models: list[Model]) -> list[Worker]:
+    """Where there is one model, a worker need not say that it serves it."""
+    if len(models) > 1:
+        return workers
+    return [replace(one, model=one.model or models[0].name) for one in workers]
 
 
 def _check(config: Config, place: str) -> Config:
@@ -263,13 +313,20 @@ def _check(config: Config, place: str) -> Config:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{place}: two processes are named {name!r}; give each its own name")
-    if config.prefill and not config.decode:
-        raise ConfigError(f"{place}: prefill workers need at least one [[decode]] worker")
-    if config.decode and not config.prefill:
-        raise ConfigError(
-            f"{place}: decode workers need at least one [[prefill]] worker; "
-            "for one worker that does both write [[aggregated]]"
-        )
+    _check_models(config, place)
+    several = len(config.model) > 1
+    for model in config.served:
+        roles = {role for role, one in config.workers.values() if one.model in ("", model.name)}
+        of = f" of model {model.name}" if several else ""
+        if "prefill" in roles and "decode" not in roles:
+            raise ConfigError(f"{place}: prefill workers{of} need at least one [[decode]] worker")
+        if "decode" in roles and "prefill" not in roles:
+            raise ConfigError(
+                f"{place}: decode workers{of} need at least one [[prefill]] worker; "
+                "for one worker that does both write [[aggregated]]"
+            )
+        if several and config.workers and not roles:
+            raise ConfigError(f"{place}: no worker serves model {model.name}; give it one")
     for key, endpoint in _endpoints(config):
         try:
             parse_endpoint(endpoint)
@@ -282,6 +339,24 @@ def _check(config: Config, place: str) -> Config:
                 "make one with `penstock keygen FILE` and name it as [cluster] key_file"
             )
     return config
+
+
+def _check_models(config: Config, place: str) -> None:
+    names = [model.name for model in config.served]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{place}: two models are named {name!r}; give each its own name")
+    if config.model and (config.cluster.model or config.cluster.served_name):
+        raise ConfigError(
+            f"{place}: [cluster] model and served_name name the one model there is; "
+            "where there are [[model]] tables, write it as one of them"
+        )
+    for role, worker in config.workers.values():
+        if worker.model not in (names if config.model else ["", *names]):
+            said = f"model = {worker.model!r}" if worker.model else "no model"
+            raise ConfigError(
+                f"{place}: [[{role}]] {worker.name} names {said}; there are: {', '.join(names)}"
+            )
 
 
 def _endpoints(config: Config) -> Iterator[tuple[str, str]]:
@@ -298,36 +373,3 @@ def _inner_hosts(config: Config) -> Iterator[tuple[str, str]]:
         yield "[router] control_bind", config.router.control_bind
     for role, worker in config.workers.values():
         yield f"[[{role}]] {worker.name}: host", worker.host
-
-
-def _convert(content: Any, kind: type[Table], section: str, place: str) -> Table:
-    for key in content:
-        if key not in kind.__struct_fields__:
-            raise ConfigError(
-                f"{place}: {_unknown(key, list(kind.__struct_fields__), f'{section} has no key')}"
-            )
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$.")
-        key = re.split(r"[^A-Za-z0-9_]", path)[0]
-        given = msgspec.json.encode(content.get(key)).decode()
-        wanted = _wanted(kind, key) or text.replace("`", "").replace("Expected", "expected")
-        raise ConfigError(f"{place}: {section} {key} = {given}: {wanted}") from None
-
-
-def _unknown(key: str, known: list[str], complaint: str) -> str:
-    near = difflib.get_close_matches(key, known, 1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-    return f"{complaint} {key!r}; {remedy}"
-
-
-def _wanted(kind: type[Struct], key: str) -> str:
-    """What may stand there, where msgspec's own sentence does not tell."""
-    hint = get_type_hints(kind, include_extras=True)[key]
-    if get_origin(hint) is Literal:
-        return f"expected one of {', '.join(get_args(hint))}"
-    return {
-        Name: "expected letters, digits, '-', '_' and '.', beginning with a letter or digit",
-        Device: "expected auto, cpu, cuda or cuda:N",
-    }.get(hint, "")

@@ -1,6 +1,6 @@
 """Paths to handlers, and the one gate before all of them: key, path, method, content type.
 
-app = App(Wiring(requests, tokenizer, facts, health, ready))
+app = App(Wiring(requests, [Model(facts, tokenizer)], health, ready))
 server = HttpServer(app.handle, app.admit)
 await server.start(host, port)
 """
@@ -19,7 +19,7 @@ from .app_keys import Keys
 from .http_exchange import Exchange, HttpRequest
 from .metrics import Counters
 from .metrics_page import CONTENT_TYPE, MetricsPage, WorkerView
-from .openai import OpenAi
+from .openai import OpenAi, Served
 from .openai_error import ApiError, quote
 from .openai_facts import Facts
 from .openai_prompt import Tokenizer
@@ -38,13 +38,20 @@ OPEN_PATHS = frozenset({"/live", "/health", "/ready"})
 LOOP_TICK = 0.1  # seconds between two looks at how late the loop is
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model as the surface sees it."""
+
+    facts: Facts
+    tokenizer: Tokenizer
+
+
 @dataclass(slots=True)
 class Wiring:
     """What the surface stands on."""
 
     requests: Requests
-    tokenizer: Tokenizer
-    facts: Facts
+    models: Sequence[Model]  # at least one
     health: State
     ready: State
     keys: Sequence[str] = ()
@@ -61,12 +68,11 @@ class App:
         self._wiring = wiring
         self._keys = Keys(wiring.keys)
         self._tokenising = Tokenising(wiring.counters)
-        self._page = MetricsPage(
-            wiring.counters, wiring.workers, wiring.flow, wiring.facts.models[0]
-        )
+        served = _served(wiring)
+        counted = {one.facts.models[0]: one.service.counters for one in served}
+        self._page = MetricsPage(wiring.counters, wiring.workers, wiring.flow, counted)
         self._openai = OpenAi(
-            Service(wiring.requests, wiring.tokenizer, wiring.counters),
-            wiring.facts,
+            served,
             self._tokenising,
             lambda request: self._keys.salt(request.headers.get(b"authorization", b"")),
         )
@@ -180,6 +186,18 @@ class App:
 
     def _metrics(self, request: HttpRequest, exchange: Exchange) -> None:
         exchange.respond(200, self._page.text(), CONTENT_TYPE)
+
+
+def _served(wiring: Wiring) -> list[Served]:
+    """Each model counts for itself; a single one into the general numbers."""
+    alone = len(wiring.models) == 1
+    return [
+        Served(
+            model.facts,
+            Service(wiring.requests, model.tokenizer, wiring.counters if alone else Counters()),
+        )
+        for model in wiring.models
+    ]
 
 
 def _check_content_type(request: HttpRequest) -> None:

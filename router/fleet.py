@@ -4,6 +4,7 @@ Pure. Load comes with every Tokens frame and Status, so it is never older than o
 router placed since then is added from its own books (`Booking`).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..protocol.messages import (
@@ -29,6 +30,41 @@ class Booking:
     pages: int
 
 
+class Bookings:
+    """What this router placed on one worker, by (request, attempt), and how much that is.
+
+    The sums are kept, not added up when asked for: they are asked for at every placement, and
+    when a worker dies thousands are placed at once.
+    """
+
+    __slots__ = ("tokens", "pages", "_entries")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.pages = 0
+        self._entries: dict[tuple[int, int], Booking] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, key: tuple[int, int], booking: Booking) -> None:
+        self.drop(key)
+        self._entries[key] = booking
+        self.tokens += booking.tokens
+        self.pages += booking.pages
+
+    def computed(self, key: tuple[int, int]) -> None:
+        """Its prompt is: nothing of it waits before others any more."""
+        if booking := self._entries.get(key):
+            self.tokens -= booking.tokens
+            booking.tokens = 0
+
+    def drop(self, key: tuple[int, int]) -> None:
+        if booking := self._entries.pop(key, None):
+            self.tokens -= booking.tokens
+            self.pages -= booking.pages
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One worker, as of its last word."""
@@ -39,13 +75,17 @@ class Worker:
     heard: float
     cached: set[bytes] = field(default_factory=set)
     counters: dict[str, float] = field(default_factory=dict)
-    bookings: dict[tuple[int, int], Booking] = field(default_factory=dict)
+    bookings: Bookings = field(default_factory=Bookings)
     stuck: str = ""
     lane: str = ""  # what its plane really uses, once it said so
 
     @property
     def role(self) -> Role:
         return self.description.role
+
+    @property
+    def model(self) -> str:
+        return self.description.model
 
     @property
     def transport(self) -> str:
@@ -59,8 +99,7 @@ class Worker:
     @property
     def queue_tokens(self) -> int:
         """Prompt tokens before a new one. Its own word covers other routers, the books the gap."""
-        booked = sum(booking.tokens for booking in self.bookings.values())
-        return max(self.state.waiting_tokens, booked)
+        return max(self.state.waiting_tokens, self.bookings.tokens)
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,8 +107,7 @@ class Worker:
 
     @property
     def pages_taken(self) -> int:
-        booked = sum(booking.pages for booking in self.bookings.values())
-        return max(self.state.held_pages, booked)
+        return max(self.state.held_pages, self.bookings.pages)
 
     def cached_blocks(self, hashes: list[bytes]) -> int:
         """How many leading blocks of a prompt are cached here."""
@@ -81,9 +119,11 @@ class Worker:
 
 @dataclass(slots=True)
 class Misfit:
-    """A worker that differs from the others in something that must be equal."""
+    """A worker of no model served here, or that differs from the others of its model in something
+    that must be equal."""
 
     peer: Peer
+    model: str
     reason: str
     heard: float
 
@@ -97,42 +137,40 @@ class Hanging:
 
 
 class Fleet:
-    """All workers by endpoint. Those that do not fit the first one are named, and not used.
+    """All workers by endpoint. Those that do not fit the first one of their model are named, and
+    not used.
 
     One that says nothing for too long hangs: it is not used, and named until it is heard again or
     started again. Its link may stand, or break of that silence; when a process ends, its links
     break at once.
     """
 
-    def __init__(self, silence_seconds: float, started: float = float("-inf")):
-        """A router that started a moment ago waits for workers as after the loss of one: they were
-        probably there before, and are on their way to it."""
+    def __init__(
+        self,
+        silence_seconds: float,
+        started: float = float("-inf"),
+        models: Collection[str] = (),
+    ):
+        """`models` are served, () = whichever. A router that started a moment ago waits for workers
+        as after the loss of one: they were probably there before, and are on their way to it."""
         self._silence_seconds = silence_seconds
+        self.models = tuple(models)
         self.workers: dict[str, Worker] = {}
         self.misfits: dict[str, Misfit] = {}
         self.hanging: dict[str, Hanging] = {}
         self.joined = 0
         self.left = 0
         self.last_loss = started
+        self.revision = 0  # grows with every change of who can be given work
 
-    @property
-    def compatibility(self) -> Compatibility | None:
-        """What all usable workers share."""
-        for worker in self.workers.values():
-            return worker.description.compatibility
-        return None
+    def of(self, model: str) -> list[Worker]:
+        """The workers of one model."""
+        return [one for one in self.workers.values() if one.description.model == model]
 
-    @property
-    def page_slots(self) -> int:
-        for worker in self.workers.values():
-            return worker.description.page_slots
-        return 0
-
-    @property
-    def context_length(self) -> int:
+    def context_length(self, model: str) -> int:
         """Longest prompt and answer that some route can hold; 0 = no worker is known."""
         longest = {"prefill": 0, "decode": 0}
-        for worker in self.workers.values():
+        for worker in self.of(model):
             role = "prefill" if worker.role == "prefill" else "decode"
             longest[role] = max(longest[role], worker.description.context_length)
         known = [length for length in longest.values() if length]
@@ -154,19 +192,25 @@ class Fleet:
             if hung.worker.peer.name == peer.name:  # it may have another endpoint now
                 del self.hanging[endpoint]
         before = self.workers.get(peer.endpoint)
-        others = [one for one in self.workers.values() if one is not before]
-        if others:
-            reason = _difference(others[0].description, message.description)
-            if reason:
-                self.workers.pop(peer.endpoint, None)
-                self.misfits[peer.endpoint] = Misfit(peer, reason, now)
-                return False
-        bookings = before.bookings if before and before.peer == peer else {}
+        self.revision += 1
+        if reason := self._unfit(before, message.description):
+            self.workers.pop(peer.endpoint, None)
+            self.misfits[peer.endpoint] = Misfit(peer, message.description.model, reason, now)
+            return False
+        bookings = before.bookings if before and before.peer == peer else Bookings()
         self.joined += before is None
         self.workers[peer.endpoint] = Worker(
             peer, message.description, message.state, now, set(message.cached), {}, bookings
         )
         return True
+
+    def _unfit(self, before: Worker | None, description: WorkerDescription) -> str:
+        """Why a worker cannot be used, or ""."""
+        if self.models and description.model not in self.models:
+            served = ", ".join(self.models)
+            return f"model is {description.model!r}, and this router serves {served}"
+        others = [one for one in self.of(description.model) if one is not before]
+        return _difference(others[0].description, description) if others else ""
 
     def status(self, peer: Peer, message: Status, now: float) -> bool:
         """A known worker's beat. True: with this one it says that it is stuck."""
@@ -178,6 +222,7 @@ class Fleet:
         got_stuck = bool(message.stuck) and not worker.stuck
         worker.heard = now
         worker.state = message.state
+        self.revision += worker.stuck != message.stuck
         worker.stuck = message.stuck
         worker.lane = message.transport
         worker.counters = message.counters or worker.counters
@@ -194,14 +239,20 @@ class Fleet:
 
     def lost(self, endpoint: str, now: float) -> Worker | None:
         """Its process ended, or it is leaving."""
-        self.misfits.pop(endpoint, None)
+        misfit = self.misfits.pop(endpoint, None)
         worker = self.workers.pop(endpoint, None)
         if worker is not None:
             self.left += 1
             self.last_loss = now
-        if not self.workers:
-            self.misfits.clear()  # there is nothing left to differ from: their next word is heard
+            self.revision += 1
+        if gone := worker or misfit:
+            self._hear_misfits_again(gone.model)
         return worker
+
+    def _hear_misfits_again(self, model: str) -> None:
+        """Where nothing of their model is left to differ from, their next word is heard."""
+        if not self.of(model):
+            self.misfits = {at: one for at, one in self.misfits.items() if one.model != model}
 
     def hangs(self, endpoint: str, now: float) -> Worker:
         """A worker said nothing for too long."""
@@ -233,11 +284,11 @@ class Fleet:
 
 
 def _difference(one: WorkerDescription, other: WorkerDescription) -> str:
-    """The first field in which two workers of one cluster must not differ."""
+    """The first field in which two workers of one model must not differ."""
     for name in Compatibility.__struct_fields__:
         mine, theirs = getattr(one.compatibility, name), getattr(other.compatibility, name)
         if mine != theirs:
-            return f"{name} is {theirs!r}, the cluster's is {mine!r}"
+            return f"{name} is {theirs!r}, the others' is {mine!r}"
     if one.page_slots != other.page_slots:
-        return f"page_slots is {other.page_slots}, the cluster's is {one.page_slots}"
+        return f"page_slots is {other.page_slots}, the others' is {one.page_slots}"
     return ""

@@ -9,7 +9,7 @@ position) is accepted once; a second word that differs is counted as an alarm.
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from ..protocol.messages import (
     Admitted,
@@ -27,11 +27,12 @@ from ..protocol.seams import Transport
 from .fleet import Fleet
 from .flow_numbers import FlowCounters, FlowSettings
 from .placement import Entry, InFlight, Phase, Placement, Progress, rows_of
-from .places import Places
+from .placing import Placing
 from .request import Listener, Refusal, Stages, Submission
 from .silence import Finding, Silence
 
 REMEMBERED_STAGES = 4096
+MOST_OVERDUE = 64  # requests ended in one tick
 
 
 class Flow:
@@ -51,29 +52,33 @@ class Flow:
         self._now = now
         self._next_id = first_id
         self.counters = FlowCounters()
-        self._places = Places(fleet, settings, self.counters)
-        self._silence = Silence(settings.inquire_seconds, self.counters)
-        self.leaving = False  # told to stop: what loses its worker now ends at once
-        self.in_flight: dict[int, InFlight] = {}
+        self._placing = Placing(
+            transport, fleet, settings, self.counters, self._fail, self._report_lost
+        )
+        self.guard = self._placing.guard
+        self._silence = Silence(settings.inquire_seconds, self.counters, self.guard)
+        self.in_flight = self._placing.in_flight
         self._stages: OrderedDict[int, Stages] = OrderedDict()
 
     # --- what the HTTP side asks ---------------------------------------------------------------
 
     def submit(self, submission: Submission, listener: Listener) -> int:
         """Take a request. Raises Refusal where no worker can serve it."""
-        submission = self._places.bounded(submission)
+        places, now = self._placing.places, self._now()
+        submission = places.bounded(submission)
         self._next_id += 1
         request = InFlight(
             self._next_id,
             submission,
             listener,
             [Progress() for _ in range(submission.choices)],
-            began=self._now(),
+            began=now,
         )
         request.unplaced = [tuple(range(submission.choices))]
-        waits = self._places.just_lost(self._now()) and not self.leaving
-        if not self._place(request) and not waits:
-            raise Refusal(503, self._places.why_none(), retry_after=1.0)
+        if not self._placing.place(request, now):
+            if self._placing.leaving or not places.just_lost(now):
+                raise Refusal(503, places.why_none(submission.model), retry_after=1.0)
+            self._placing.strand(request, now)
         self.in_flight[request.id] = request
         return request.id
 
@@ -83,9 +88,9 @@ class Flow:
         if flight is not None and not flight.progress[choice].ended:
             for placement in list(flight.placements.values()):
                 if choice in placement.choices and len(placement.choices) > 1:
-                    self._send(placement.route.decode, Cancel(request, placement.attempt, choice))
+                    self._placing.cancel_choice(flight, placement, choice)
                 elif choice in placement.choices:
-                    self._cancel_everywhere(flight, placement)
+                    self._placing.cancel(flight, placement)
             self._choice_ended(flight, choice)
 
     def cancel(self, request: int) -> None:
@@ -156,119 +161,55 @@ class Flow:
             return  # the prefill worker's part was done
         if message.retryable:
             flight.failed_at |= {placement.route.prefill, placement.route.decode}
-            self._place_again(flight, placement)
+            self._placing.again(flight, placement)
         else:
             self._fail(flight, 500, message.reason)
-
-    def worker_lost(self, endpoint: str) -> None:
-        """Everything that depends on this worker is placed again."""
-        for flight in list(self.in_flight.values()):
-            for placement in list(flight.placements.values()):
-                if placement.depends_on(endpoint):
-                    self._place_again(flight, placement)
-                elif endpoint == placement.route.prefill and not flight.reported:
-                    self._report_lost(flight, placement)
 
     def unknown(self, sender: Peer, message: Unknown) -> None:
         """A worker does not have what it was asked for."""
         for found in self._silence.unknown(self.in_flight, sender, message):
-            self._place_again(found.flight, found.placement, found.choices)
+            self._placing.again(found.flight, found.placement, found.choices)
+
+    def worker_lost(self, endpoint: str) -> None:
+        """Everything that depends on this worker is placed again, in the turns that follow."""
+        self._placing.worker_lost(endpoint)
+
+    # --- time ----------------------------------------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        """Requests wait to be placed again: `turn` is due."""
+        return self._placing.behind
+
+    def turn(self, now: float) -> None:
+        """Place some of them. Called between other things for as long as we are `behind`."""
+        self._placing.turn(now, self._settings.turn_tokens)
+
+    def leave(self) -> None:
+        """Told to stop: what has no worker from now on ends at once."""
+        self._placing.leaving = True
 
     def tick(self, now: float) -> None:
-        """Place what waits for a worker; ask for what is silent; end what waited too long."""
+        """Ask for what is silent; end what is over its time; see to what waits for a worker."""
         limit = self._settings.request_seconds or float("inf")
-        for flight in [*takewhile(lambda one: now - one.began >= limit, self.in_flight.values())]:
+        over = takewhile(lambda one: now - one.began >= limit, self.in_flight.values())
+        for flight in [*islice(over, MOST_OVERDUE)]:
             self.counters.overdue += 1
             self._fail(flight, 504, f"the request did not end within request_seconds = {limit:g}")
-        self._place_waiting(now)
+        self._placing.tick(now)
         findings = self._silence.look(self.in_flight, now)
         for endpoint, inquiry in findings.inquiries.items():
-            self._send(endpoint, inquiry)
+            if endpoint in self._fleet.workers:
+                self._send(endpoint, inquiry)
         for found in findings.gaps:
             self._mend(found)
-
-    def _place_waiting(self, now: float) -> None:
-        for flight in [one for one in self.in_flight.values() if one.unplaced]:
-            patience = 0.0 if self.leaving else self._settings.failover_seconds
-            limit = flight.unplaced_since + patience
-            if not self._place(flight) and now >= limit:
-                self._fail(flight, 503, self._places.why_none())
-
-    # --- placing -------------------------------------------------------------------------------
-
-    def _bound_first(self, flight: InFlight) -> bool:
-        """Taken while no worker was known: now there is something to be bounded by."""
-        try:
-            flight.submission = self._places.bounded(flight.submission)
-        except Refusal as refusal:
-            self._fail(flight, refusal.status, refusal.reason)
-            return False
-        return True
-
-    def _place(self, flight: InFlight) -> bool:
-        """Send every unplaced group to workers; False if some must wait."""
-        if flight.attempts == 0 and not self._bound_first(flight):
-            return True  # it has ended
-        while flight.unplaced:
-            group = flight.unplaced[0]
-            emitted = flight.progress[group[0]].emitted
-            token_ids = flight.submission.token_ids + emitted
-            route = self._places.find(flight, group[0], token_ids)
-            if route is None:
-                flight.unplaced_since = flight.unplaced_since or self._now()
-                return False
-            flight.unplaced.pop(0)
-            flight.attempts += 1
-            flight.hashes.clear()
-            for choice in group:
-                flight.progress[choice].placed(self._now())
-            placement = Placement(flight.attempts, set(group), route)
-            flight.placements[placement.attempt] = placement
-            self._places.book(flight, placement, len(token_ids))
-            message = flight.prefill(placement, self._transport.me, token_ids)
-            self._send(route.prefill, message)
-        flight.unplaced_since = 0.0
-        return True
-
-    def _place_again(
-        self, flight: InFlight, placement: Placement, only: set[int] | None = None
-    ) -> None:
-        """Its open choices, or `only` those of them, go on elsewhere."""
-        if flight.placements.get(placement.attempt) is not placement:
-            return  # the request has ended meanwhile
-        choices = placement.choices if only is None else placement.choices & only
-        if choices == placement.choices:
-            self._cancel_everywhere(flight, placement)
-            self._remove(flight, placement, Phase.GONE)
-        else:
-            placement.choices -= choices
-            for choice in sorted(choices):
-                self._send(placement.route.decode, Cancel(flight.id, placement.attempt, choice))
-        self.counters.replaced += len(choices)
-        tries = max((flight.progress[choice].tries for choice in choices), default=0)
-        if tries >= self._settings.max_attempts:
-            self._fail(flight, 503, f"{tries} attempts to answer it failed")
-            return
-        flight.unplaced += flight.regroup(choices)
-        self._place(flight)
-
-    def _cancel_everywhere(self, flight: InFlight, placement: Placement) -> None:
-        for endpoint in sorted({placement.route.prefill, placement.route.decode}):
-            if endpoint in self._fleet.workers:
-                self._send(endpoint, Cancel(flight.id, placement.attempt))
-
-    def _remove(self, flight: InFlight, placement: Placement, phase: Phase) -> None:
-        placement.move(phase)
-        del flight.placements[placement.attempt]
-        self._places.unbook(flight, placement, placement.route.prefill)
-        self._places.unbook(flight, placement, placement.route.decode)
 
     # --- passing on ----------------------------------------------------------------------------
 
     def _decoding(self, flight: InFlight, placement: Placement) -> None:
         placement.move(Phase.DECODING)
         if placement.route.prefill != placement.route.decode:
-            self._places.unbook(flight, placement, placement.route.prefill)
+            self._placing.places.unbook(flight, placement, placement.route.prefill)
 
     def _report(self, report: PromptReport, now: float) -> None:
         flight = self.in_flight.get(report.request)
@@ -276,7 +217,7 @@ class Flow:
         if flight is None or placement is None:
             return
         flight.heard(placement, now)
-        self._places.computed(flight, placement)
+        self._placing.places.computed(flight, placement)
         if not flight.reported:
             flight.stages = replace(
                 flight.stages, queue=report.queue_seconds, prefill=report.prefill_seconds
@@ -288,7 +229,7 @@ class Flow:
         if flight.reported or flight.placements.get(placement.attempt) is not placement:
             return  # or the request has ended meanwhile
         if flight.submission.sampling.prompt_logprobs >= 0:
-            self._place_again(flight, placement)  # nobody else knows the prompt's scores
+            self._placing.again(flight, placement)  # nobody else knows the prompt's scores
             return
         attempt, cached = placement.attempt, flight.cached_tokens
         self._give_report(flight, PromptReport(flight.id, attempt, cached, -1.0, -1.0))
@@ -300,7 +241,7 @@ class Flow:
         if not flight.reported and any(first in progresses[one].early for one in found.choices):
             self._report_lost(flight, found.placement)
         else:
-            self._place_again(flight, found.placement, found.choices)
+            self._placing.again(flight, found.placement, found.choices)
 
     def _give_report(self, flight: InFlight, report: PromptReport) -> None:
         flight.reported = True
@@ -361,7 +302,7 @@ class Flow:
         for placement in list(flight.placements.values()):
             placement.choices.discard(choice)
             if not placement.choices:
-                self._remove(flight, placement, Phase.DONE)
+                self._placing.remove(flight, placement, Phase.DONE)
         flight.unplaced = [
             kept for group in flight.unplaced if (kept := tuple(c for c in group if c != choice))
         ]
@@ -370,8 +311,8 @@ class Flow:
 
     def _abandon(self, flight: InFlight) -> None:
         for placement in list(flight.placements.values()):
-            self._cancel_everywhere(flight, placement)
-            self._remove(flight, placement, Phase.GONE)
+            self._placing.cancel(flight, placement)
+            self._placing.remove(flight, placement, Phase.GONE)
         for progress in flight.progress:
             progress.ended = True  # the listener is not called again
         self._forget(flight)
@@ -382,7 +323,7 @@ class Flow:
         flight.listener.failed(status, reason)
 
     def _forget(self, flight: InFlight) -> None:
-        self.in_flight.pop(flight.id, None)
+        self._placing.forget(flight)
         self._stages[flight.id] = flight.stages
         while len(self._stages) > REMEMBERED_STAGES:
             self._stages.popitem(last=False)

@@ -20,7 +20,7 @@ class FlowCounters:
     pulled_pages: int = 0
     skipped_pages: int = 0
     inquired: int = 0  # choices asked for, as nothing was heard of them
-    unknown: int = 0  # answers that a worker does not have one
+    unknown: int = 0  # answers that a worker does not have a choice; see metrics_page.py
     overdue: int = 0  # requests ended by request_seconds
 
 
@@ -31,3 +31,4 @@ class FlowSettings:
     max_attempts: int = 8
     inquire_seconds: float = 5.0  # silence of a choice after which its workers are asked for it
     request_seconds: float = 3600.0  # a request that has not ended by then fails; 0 = never
+    turn_tokens: int = 20_000  # placed again between two looks at the rest; see placing.py

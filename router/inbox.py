@@ -1,6 +1,7 @@
 """The router's ear: what workers say goes to the fleet's books and to the flow. Pure."""
 
 import logging
+from functools import partial
 
 from ..protocol.messages import (
     Admitted,
@@ -31,16 +32,18 @@ class Inbox:
         self._fleet = fleet
         self._flow = flow
         self._ticked = 0.0
-        self.faults = 0
+        self._guard = flow.guard
+
+    @property
+    def faults(self) -> int:
+        """Words that could not be taken, and requests whose handling failed."""
+        return self._guard.faults
 
     def deliver(self, arrivals: list[Arrival], now: float) -> None:
         """What the transport received. A word that breaks us must not cost the others."""
         for arrival in arrivals:
-            try:
-                self._take(arrival, now)
-            except Exception:
-                self.faults += 1
-                log.exception("a word of a worker could not be taken: %r", arrival)
+            take = partial(self._take, arrival, now)
+            self._guard.run(take, "a word of a worker could not be taken", arrival)
 
     def tick(self, now: float) -> None:
         """Time went on: silent workers, requests that wait for one."""

@@ -6,7 +6,7 @@ Nothing here locks or formats; a scrape reads what is there (metrics_page.py).
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 # Upper bounds in seconds. The longer ones are for prompts of a million tokens.
 TTFT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
@@ -30,6 +30,11 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def add(self, other: "Histogram") -> None:
+        """All that was observed by another one of the same bounds."""
+        self.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Buckets as Prometheus wants them: (upper bound, count up to it)."""
@@ -75,3 +80,19 @@ class Counters:
     def loop_was_late(self, seconds: float) -> None:
         self.loop_gap.observe(seconds)
         self.longest_gap = max(self.longest_gap, seconds)
+
+
+def total(parts: Sequence[Counters]) -> Counters:
+    """The sum of several models' numbers; of the longest gap, the longest."""
+    whole = Counters()
+    for part in parts:
+        for one in fields(Counters):
+            value = getattr(part, one.name)
+            if isinstance(value, Histogram):
+                getattr(whole, one.name).add(value)
+            elif isinstance(value, Counter):
+                getattr(whole, one.name).update(value)
+            else:
+                setattr(whole, one.name, getattr(whole, one.name) + value)
+    whole.longest_gap = max((part.longest_gap for part in parts), default=0.0)
+    return whole

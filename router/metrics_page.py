@@ -5,7 +5,7 @@ dashboards, autoscalers and gateways look for them; docs in VLLM_NAMES.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -17,13 +17,19 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ..protocol.messages import Peer, Role, WorkerState
-from .metrics import Counters, Histogram
+from .metrics import Counters, Histogram, total
 
 CONTENT_TYPE = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 STAGES = ("queue", "prefill", "transfer", "admission_wait", "first_decode_step")
 
 MAILBOX = "mailbox_"  # before the names of what the router's mailbox counts
+
+UNKNOWN_HELP = (
+    "Answers of workers that they do not have a choice they were asked for. A choice that only "
+    "waits for its prefill is among them: the decode worker it will go to does not know it yet"
+)
+HELP = {"penstock_unknown_answers": UNKNOWN_HELP}  # where the name does not say it all
 
 # Counters of the flow that have a name of their own: (metric, label, value). The rest is
 # penstock_flow_<name>_total.
@@ -63,6 +69,8 @@ class WorkerView(Protocol):
     @property
     def role(self) -> Role: ...
     @property
+    def model(self) -> str: ...
+    @property
     def state(self) -> WorkerState: ...
     @property
     def counters(self) -> Mapping[str, float]: ...
@@ -80,99 +88,100 @@ class RouterCollector(Collector):
         counters: Counters,
         workers: Callable[[], Iterable[WorkerView]],
         flow: Callable[[], Mapping[str, float]],
-        model: str,
+        models: Mapping[str, Counters],
     ):
-        self._counters = counters
+        self._general = counters
         self._workers = workers
         self._flow = flow
-        self._model = model
+        self._models = models
 
     def collect(self) -> Iterable[Metric]:
         workers = list(self._workers())
-        yield from self._requests()
-        yield from self._times()
+        # One model counts into the general numbers themselves.
+        parts = [one for one in self._models.values() if one is not self._general]
+        counters = total([self._general, *parts]) if parts else self._general
+        yield from _requests(counters)
+        yield from _times(counters)
         yield from _flow_families(self._flow())
         yield from _worker_families(workers)
-        yield from self._vllm_families(workers)
+        yield from _vllm_families(self._models, workers)
 
-    def _requests(self) -> Iterable[Metric]:
-        counters = self._counters
-        answered = CounterMetricFamily(
-            "penstock_http_requests", "Requests by endpoint and status", labels=["path", "status"]
-        )
-        for (path, status), count in sorted(counters.answered.items()):
-            answered.add_metric([path, str(status)], count)
-        yield answered
-        finished = CounterMetricFamily(
-            "penstock_choices", "Answers by how they ended", labels=["finish"]
-        )
-        for reason, count in sorted(counters.finished.items()):
-            finished.add_metric([reason], count)
-        yield finished
-        for name, text, value in (
-            ("prompt_tokens", "Prompt tokens taken", counters.prompt_tokens),
-            ("cached_tokens", "Of those, found in a prefix cache", counters.cached_tokens),
-            ("generated_tokens", "Tokens drawn", counters.generated_tokens),
-        ):
-            yield CounterMetricFamily(f"penstock_{name}", text, value=value)
-        for name, text, value in (
-            ("requests_running", "Requests being answered", counters.running),
-            ("requests_tokenising", "Requests in the tokenizer's threads", counters.tokenising),
-            ("loop_longest_gap_seconds", "Longest hold-up of the loop", counters.longest_gap),
-        ):
-            yield GaugeMetricFamily(f"penstock_{name}", text, value=value)
 
-    def _times(self) -> Iterable[Metric]:
-        counters = self._counters
-        for name, text, histogram in (
-            ("time_to_first_token_seconds", "Request to first token", counters.first_token),
-            ("inter_token_latency_seconds", "Token to token", counters.between_tokens),
-            ("request_duration_seconds", "Request to last byte", counters.whole_request),
-            ("tokenise_seconds", "Template and tokenizer", counters.tokenise),
-            ("prompt_length_tokens", "Prompt tokens per prompt", counters.prompt_length),
-            ("answer_length_tokens", "Tokens drawn per choice", counters.answer_length),
-            ("loop_gap_seconds", "Lateness of the loop's timer", counters.loop_gap),
-        ):
-            yield _histogram(f"penstock_{name}", text, histogram)
-        stages = HistogramMetricFamily(
-            "penstock_stage_seconds", "Where the time of a request went", labels=["stage"]
-        )
-        for stage in STAGES:
-            histogram: Histogram = getattr(counters, stage)
-            stages.add_metric([stage], histogram.cumulative(), histogram.total)
-        yield stages
+def _requests(counters: Counters) -> Iterable[Metric]:
+    answered = CounterMetricFamily(
+        "penstock_http_requests", "Requests by endpoint and status", labels=["path", "status"]
+    )
+    for (path, status), count in sorted(counters.answered.items()):
+        answered.add_metric([path, str(status)], count)
+    yield answered
+    finished = CounterMetricFamily(
+        "penstock_choices", "Answers by how they ended", labels=["finish"]
+    )
+    for reason, count in sorted(counters.finished.items()):
+        finished.add_metric([reason], count)
+    yield finished
+    for name, text, value in (
+        ("prompt_tokens", "Prompt tokens taken", counters.prompt_tokens),
+        ("cached_tokens", "Of those, found in a prefix cache", counters.cached_tokens),
+        ("generated_tokens", "Tokens drawn", counters.generated_tokens),
+    ):
+        yield CounterMetricFamily(f"penstock_{name}", text, value=value)
+    for name, text, value in (
+        ("requests_running", "Requests being answered", counters.running),
+        ("requests_tokenising", "Requests in the tokenizer's threads", counters.tokenising),
+        ("loop_longest_gap_seconds", "Longest hold-up of the loop", counters.longest_gap),
+    ):
+        yield GaugeMetricFamily(f"penstock_{name}", text, value=value)
 
-    def _vllm_families(self, workers: list[WorkerView]) -> Iterable[Metric]:
-        counters = self._counters
-        states = [worker.state for worker in workers]
-        held = sum(one.held_pages for one in states)
-        pages = held + sum(one.free_pages + one.quarantined_pages for one in states)
-        for name, value in (
-            ("num_requests_running", sum(one.running for one in states)),
-            ("num_requests_waiting", sum(one.waiting for one in states)),
-            ("kv_cache_usage_perc", held / pages if pages else 0.0),
-        ):
-            family = GaugeMetricFamily(f"vllm:{name}", VLLM_NAMES[f"vllm:{name}"], labels=LABELS)
-            family.add_metric([self._model], value)
-            yield family
-        for name, value in (
-            ("prompt_tokens", counters.prompt_tokens),
-            ("generation_tokens", counters.generated_tokens),
-            ("prompt_tokens_cached", counters.cached_tokens),
-        ):
-            family = CounterMetricFamily(f"vllm:{name}", VLLM_NAMES[f"vllm:{name}"], labels=LABELS)
-            family.add_metric([self._model], value)
-            yield family
-        for name, histogram in (
-            ("time_to_first_token_seconds", counters.first_token),
-            ("inter_token_latency_seconds", counters.between_tokens),
-            ("e2e_request_latency_seconds", counters.whole_request),
-        ):
-            family = HistogramMetricFamily(
-                f"vllm:{name}", VLLM_NAMES[f"vllm:{name}"], labels=LABELS
-            )
-            family.add_metric([self._model], histogram.cumulative(), histogram.total)
-            yield family
+
+def _times(counters: Counters) -> Iterable[Metric]:
+    for name, text, histogram in (
+        ("time_to_first_token_seconds", "Request to first token", counters.first_token),
+        ("inter_token_latency_seconds", "Token to token", counters.between_tokens),
+        ("request_duration_seconds", "Request to last byte", counters.whole_request),
+        ("tokenise_seconds", "Template and tokenizer", counters.tokenise),
+        ("prompt_length_tokens", "Prompt tokens per prompt", counters.prompt_length),
+        ("answer_length_tokens", "Tokens drawn per choice", counters.answer_length),
+        ("loop_gap_seconds", "Lateness of the loop's timer", counters.loop_gap),
+    ):
+        yield _histogram(f"penstock_{name}", text, histogram)
+    stages = HistogramMetricFamily(
+        "penstock_stage_seconds", "Where the time of a request went", labels=["stage"]
+    )
+    for stage in STAGES:
+        histogram: Histogram = getattr(counters, stage)
+        stages.add_metric([stage], histogram.cumulative(), histogram.total)
+    yield stages
+
+
+def _vllm_families(models: Mapping[str, Counters], workers: list[WorkerView]) -> Iterable[Metric]:
+    families: dict[str, Metric] = {}
+    for model, counters in models.items():
+        for kind, name, value in _vllm_numbers(counters, [w for w in workers if w.model == model]):
+            known = f"vllm:{name}"
+            family = families.setdefault(name, kind(known, VLLM_NAMES[known], labels=LABELS))
+            values = value if isinstance(value, tuple) else (value,)
+            family.add_metric([model], *values)  # pyright: ignore[reportAttributeAccessIssue]
+    return families.values()
+
+
+def _vllm_numbers(counters: Counters, workers: list[WorkerView]) -> Iterable[tuple[Any, str, Any]]:
+    """One model's: the kind of metric, vLLM's name, the value (of a histogram: buckets, sum)."""
+    states = [worker.state for worker in workers]
+    held = sum(one.held_pages for one in states)
+    pages = held + sum(one.free_pages + one.quarantined_pages for one in states)
+    yield GaugeMetricFamily, "num_requests_running", sum(one.running for one in states)
+    yield GaugeMetricFamily, "num_requests_waiting", sum(one.waiting for one in states)
+    yield GaugeMetricFamily, "kv_cache_usage_perc", held / pages if pages else 0.0
+    yield CounterMetricFamily, "prompt_tokens", counters.prompt_tokens
+    yield CounterMetricFamily, "generation_tokens", counters.generated_tokens
+    yield CounterMetricFamily, "prompt_tokens_cached", counters.cached_tokens
+    for name, histogram in (
+        ("time_to_first_token_seconds", counters.first_token),
+        ("inter_token_latency_seconds", counters.between_tokens),
+        ("e2e_request_latency_seconds", counters.whole_request),
+    ):
+        yield HistogramMetricFamily, name, (histogram.cumulative(), histogram.total)
 
 
 LABELS = ["model_name"]
@@ -189,7 +198,7 @@ def _flow_families(numbers: Mapping[str, float]) -> Iterable[Metric]:
     for name, value in numbers.items():
         metric, label, labelled = FLOW_NAMES.get(name) or _flow_name(name)
         if metric not in families:
-            text = metric.removeprefix("penstock_").replace("_", " ")
+            text = HELP.get(metric, metric.removeprefix("penstock_").replace("_", " "))
             families[metric] = CounterMetricFamily(metric, text, labels=[label] if label else [])
         families[metric].add_metric([labelled] if label else [], value)
     return families.values()
@@ -211,6 +220,11 @@ def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
         "Always 1; what its plane really uses, as a label",
         labels=[*labels, "transport"],
     )
+    models = GaugeMetricFamily(
+        "penstock_worker_model_info",
+        "Always 1; the model it serves, as a label",
+        labels=[*labels, "model_name"],
+    )
     for worker in workers:
         of = [worker.peer.name, worker.role]
         numbers: dict[str, float] = {
@@ -218,6 +232,7 @@ def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
         }
         numbers["stuck"] = 1.0 if worker.stuck else 0.0
         transports.add_metric([*of, worker.transport], 1)
+        models.add_metric([*of, worker.model], 1)
         for name, value in numbers.items():
             metric = f"penstock_worker_{name}"
             if metric not in families:
@@ -230,7 +245,7 @@ def _worker_families(workers: list[WorkerView]) -> Iterable[Metric]:
             if metric not in families:
                 families[metric] = CounterMetricFamily(metric, name, labels=labels)
             families[metric].add_metric(of, value)  # pyright: ignore[reportAttributeAccessIssue]
-    return [*families.values(), transports]
+    return [*families.values(), transports, models]
 
 
 def _plain(name: str) -> str:
@@ -246,10 +261,11 @@ class MetricsPage:
         counters: Counters,
         workers: Callable[[], Iterable[WorkerView]],
         flow: Callable[[], Mapping[str, float]],
-        model: str,
+        models: Mapping[str, Counters],
     ):
+        """`models`: each model's own numbers; of a single one, `counters` themselves."""
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(RouterCollector(counters, workers, flow, model))
+        self._registry.register(RouterCollector(counters, workers, flow, models))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

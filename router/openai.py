@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -44,9 +44,19 @@ from .sse import Form
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
 
-class Plan(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model: what must be known of it, and what its answers need."""
+
+    facts: Facts
+    service: Service
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
     """A valid body but for its prompts."""
 
+    served: Served
     body: Generation
     form: Form
     sampling: Sampling
@@ -57,21 +67,27 @@ class Plan(msgspec.Struct, frozen=True):
     headers: bytes
 
 
-@dataclass(slots=True)
 class OpenAi:
     """The handlers. `salt` gives what keeps this caller's cached prefixes from other callers."""
 
-    service: Service
-    facts: Facts
-    tokenising: Tokenising
-    salt: Callable[[HttpRequest], str] = field(default=lambda request: "")
+    def __init__(
+        self,
+        models: Sequence[Served],
+        tokenising: Tokenising,
+        salt: Callable[[HttpRequest], str] = lambda request: "",
+    ):
+        self.models_served = tuple(models)
+        self.by_name = {name: one for one in models for name in one.facts.models}
+        self.tokenising = tokenising
+        self.salt = salt
 
     # --- /v1/chat/completions, /v1/completions -------------------------------------------------
 
     def chat(self, request: HttpRequest, exchange: Exchange) -> None:
         body = CHAT.parse(request.body)
-        plan = self._plan(request, body)
-        tokenizer, facts = self.service.tokenizer, self.facts
+        served = self._served(body.model)
+        plan = self._plan(request, body, served)
+        tokenizer, facts = served.service.tokenizer, served.facts
         self.tokenising.run(
             exchange,
             chat_size(body),
@@ -81,8 +97,9 @@ class OpenAi:
 
     def completions(self, request: HttpRequest, exchange: Exchange) -> None:
         body = TEXT.parse(request.body)
-        plan = self._plan(request, body)
-        tokenizer, facts = self.service.tokenizer, self.facts
+        served = self._served(body.model)
+        plan = self._plan(request, body, served)
+        tokenizer, facts = served.service.tokenizer, served.facts
         self.tokenising.run(
             exchange,
             text_size(body),
@@ -90,15 +107,15 @@ class OpenAi:
             lambda prompts: self._begin(exchange, plan, prompts),
         )
 
-    def _plan(self, request: HttpRequest, body: Generation) -> Plan:
-        model = self._model(body.model)
+    def _plan(self, request: HttpRequest, body: Generation, served: Served) -> Plan:
+        facts = served.facts
         check_format(body)
-        sampling = sampling_of(body, self.facts)
+        sampling = sampling_of(body, facts)
         chat = isinstance(body, ChatBody)
         options = body.stream_options
         form = Form(
             id=("chatcmpl-" if chat else "cmpl-") + os.urandom(12).hex(),
-            model=model,
+            model=body.model or facts.models[0],
             created=int(time.time()),
             chat=chat,
             stream=bool(body.stream),
@@ -109,10 +126,11 @@ class OpenAi:
             token_ids=bool(body.return_token_ids),
             prompt_logprobs=body.prompt_logprobs is not None,
             skip_special_tokens=body.skip_special_tokens is not False,
-            eos_ids=self.facts.eos_ids,
+            eos_ids=facts.eos_ids,
         )
         salt = salt_of(body)
         return Plan(
+            served=served,
             body=body,
             form=form,
             sampling=sampling,
@@ -130,37 +148,38 @@ class OpenAi:
                 f"{MOST_SEQUENCES} answers; send several requests",
                 "prompt",
             )
+        facts = plan.served.facts
         submissions = [
             Submission(
-                model=self.facts.models[0],
+                model=facts.models[0],
                 token_ids=prompt.token_ids,
                 choices=plan.choices,
-                sampling=fit(plan.sampling, plan.body, len(prompt.token_ids), self.facts),
+                sampling=fit(plan.sampling, plan.body, len(prompt.token_ids), facts),
                 cache_salt=plan.salt,
                 priority=plan.priority,
             )
             for prompt in prompts
         ]
         kind = StreamedAnswer if plan.form.stream else WholeAnswer
-        answer = kind(exchange, plan.form, self.service, plan.headers)
+        answer = kind(exchange, plan.form, plan.served.service, plan.headers)
         answer.begin(prompts, submissions, plan.stops)
 
     # --- the small endpoints -------------------------------------------------------------------
 
     def models(self, request: HttpRequest, exchange: Exchange) -> None:
-        listed = [self._model_card(name) for name in self.facts.models]
+        listed = [_model_card(name, one.facts) for name, one in self.by_name.items()]
         _send(exchange, {"object": "list", "data": listed})
 
     def model(self, request: HttpRequest, exchange: Exchange) -> None:
         name = unquote(request.path.removeprefix("/v1/models/"))
-        _send(exchange, self._model_card(self._model(name)))
+        _send(exchange, _model_card(name, self._served(name).facts))
 
     def tokenize(self, request: HttpRequest, exchange: Exchange) -> None:
         body = TOKENIZE.parse(request.body)
-        self._model(body.model)
+        served = self._served(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError("send either prompt or messages", "prompt")
-        tokenizer, facts = self.service.tokenizer, self.facts
+        tokenizer, facts = served.service.tokenizer, served.facts
 
         def work() -> list[int]:
             if body.prompt is None:
@@ -182,9 +201,9 @@ class OpenAi:
 
     def detokenize(self, request: HttpRequest, exchange: Exchange) -> None:
         body = DETOKENIZE.parse(request.body)
-        self._model(body.model)
-        in_vocabulary("tokens", body.tokens, self.facts)
-        tokenizer = self.service.tokenizer
+        served = self._served(body.model)
+        in_vocabulary("tokens", body.tokens, served.facts)
+        tokenizer = served.service.tokenizer
         self.tokenising.run(
             exchange,
             len(body.tokens),
@@ -192,28 +211,31 @@ class OpenAi:
             lambda text: _send(exchange, {"prompt": text}),
         )
 
-    def _model(self, name: str | None) -> str:
+    def _served(self, name: str | None) -> Served:
+        if name is None and len(self.models_served) == 1:
+            return self.models_served[0]
+        known = ", ".join(self.by_name)
         if name is None:
-            return self.facts.models[0]
-        if name not in self.facts.models:
-            known = ", ".join(self.facts.models)
+            raise ApiError(f"model is missing; several are served: {known}", "model")
+        if name not in self.by_name:
             raise ApiError(
                 f"the model {quote(name)} does not exist here; these do: {known}",
                 "model",
                 404,
                 "model_not_found",
             )
-        return name
+        return self.by_name[name]
 
-    def _model_card(self, name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": self.facts.created,
-            "owned_by": "penstock",
-            "root": self.facts.models[0],
-            "max_model_len": self.facts.context_length,
-        }
+
+def _model_card(name: str, facts: Facts) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": facts.created,
+        "owned_by": "penstock",
+        "root": facts.models[0],
+        "max_model_len": facts.context_length,
+    }
 
 
 def _send(exchange: Exchange, fields: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ A placement is one attempt of some choices of a request. Its attempt number trav
 about it, so that late words of an attempt that is gone are known as such.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -40,6 +40,8 @@ class Placement:
     choices: set[int]  # those still open
     route: Route
     phase: Phase = Phase.PREFILLING
+    number: int = 0  # counts all placements of a router
+    lost: frozenset[int] = frozenset()  # of its choices, those to be placed again
 
     def move(self, to: Phase) -> None:
         if to not in MOVES[self.phase]:
@@ -127,7 +129,8 @@ class InFlight:
     unplaced_since: float = 0.0
     attempts: int = 0
     failed_at: set[str] = field(default_factory=set)  # endpoints where an attempt failed
-    hashes: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # by choice, length
+    hashes: list[bytes] = field(default_factory=list)  # of the prompt's full blocks, once known
+    hashed_for: tuple[bytes, int] = (b"", 0)  # the root and page slots they were made with
     reported: bool = False  # the prompt's report was given to the listener
     prompt_length: int = 0
     cached_tokens: int = 0  # of the prompt, as decode knows it; should its report be lost
@@ -159,7 +162,7 @@ class InFlight:
         for choice in placement.choices:
             self.progress[choice].heard = now
 
-    def regroup(self, choices: set[int]) -> list[tuple[int, ...]]:
+    def regroup(self, choices: Set[int]) -> list[tuple[int, ...]]:
         """How open choices are placed again: those without output together, the others alone."""
         fresh = tuple(sorted(one for one in choices if not self.progress[one].emitted))
         begun = sorted(one for one in choices if self.progress[one].emitted)

@@ -52,7 +52,8 @@ def choose(demand: Demand, workers: list[Worker], local_prefill_tokens: int) -> 
     usable = [one for one in workers if one.usable]
     prefills = [one for one in usable if one.role == "prefill" and _holds(one, demand.tokens)]
     decodes = [one for one in usable if one.role != "prefill" and _holds(one, demand.positions)]
-    decode = min(decodes, key=lambda one: _fullness(one, demand), default=None)
+    able = [one for one in decodes if prefills or _alone(one, demand, local_prefill_tokens)]
+    decode = min(able, key=lambda one: _fullness(one, demand), default=None)
     if decode is not None and decode.role == "aggregated":
         return _at(decode, demand, "aggregated")
     if decode is not None and demand.uncached(decode) <= local_prefill_tokens:
@@ -77,6 +78,11 @@ def seconds_until_done(worker: Worker, demand: Demand) -> float:
 def _holds(worker: Worker, positions: int) -> bool:
     """A smaller worker would end the answer earlier than another one does."""
     return worker.description.context_length >= positions
+
+
+def _alone(worker: Worker, demand: Demand, local_prefill_tokens: int) -> bool:
+    """Would it compute the prompt itself? A decode worker computes a short remainder."""
+    return worker.role == "aggregated" or demand.uncached(worker) <= local_prefill_tokens
 
 
 def _at(worker: Worker, demand: Demand, kind: Kind) -> Route:

@@ -15,11 +15,12 @@ from ..models.tokenizer import Tokenizer
 from ..protocol.addresses import parse_endpoint
 from ..protocol.clusterkey import read_key
 from ..protocol.config import Config
+from ..protocol.config import Model as Configured
 from ..protocol.lifeline import Report, report
 from ..protocol.seams import Arrival, SystemClock
 from ..protocol.sockets import Mailbox
 from ..protocol.watch import Watch
-from .app import App, Wiring
+from .app import App, Model, Wiring
 from .app_keys import read_keys
 from .fleet import Fleet
 from .flow import Flow
@@ -52,7 +53,8 @@ class RouterProcess:
         key = read_key(config.key_path) if config.key_path else None
         bind = settings.control_bind or host
         self._mailbox = Mailbox(settings.name, bind, port, advertise=host, key=key)
-        self._fleet = Fleet(SILENCE_SECONDS, self._clock.now())
+        served = [model.name for model in config.served]
+        self._fleet = Fleet(SILENCE_SECONDS, self._clock.now(), served)
         self._flow = Flow(
             self._mailbox,
             self._fleet,
@@ -66,6 +68,7 @@ class RouterProcess:
             first_id=secrets.randbits(42) << 20,  # ids of two routers do not meet
         )
         self._inbox = Inbox(self._mailbox, self._fleet, self._flow)
+        self._next_turn: asyncio.Handle | None = None
         self._app = App(self._wiring(config))
         self._server = HttpServer(
             self._app.handle,
@@ -81,14 +84,11 @@ class RouterProcess:
         )
 
     def _wiring(self, config: Config) -> Wiring:
-        tokenizer = Tokenizer(config.model_path)
-        model = read_config(config.model_path)
         file = config.router.api_key_file
         keys = read_keys(file=Path(file) if file else None)
         return Wiring(
             requests=self._flow,
-            tokenizer=tokenizer,
-            facts=facts_of(config.cluster.served_name, model, tokenizer),
+            models=[model_of(one) for one in config.served],
             health=self._health,
             ready=self._ready,
             keys=keys,
@@ -114,10 +114,12 @@ class RouterProcess:
         for fileno in self._lifeline.filenos():
             loop.remove_reader(fileno)
         failed = ticking.done()
-        self._flow.leaving = True
+        self._flow.leave()
         await self._server.stop(grace=self._settings.drain_seconds)
         ticking.cancel()
         watch.close()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         self._app.close()
         self._mailbox.close(flush_seconds=0.2)
         if failed:
@@ -126,11 +128,23 @@ class RouterProcess:
 
     def _deliver(self, arrivals: list[Arrival]) -> None:
         self._inbox.deliver(arrivals, self._clock.now())
+        self._go_on()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._inbox.tick(self._clock.now())
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """What is to be placed again takes turns with everything else on the loop."""
+        if self._flow.behind and self._next_turn is None:
+            self._next_turn = asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._next_turn = None
+        self._flow.turn(self._clock.now())
+        self._go_on()
 
     def _numbers(self) -> dict[str, float]:
         faults = {"inbox_faults": self._inbox.faults}
@@ -146,6 +160,13 @@ class RouterProcess:
             "longest_loop_gap_seconds": round(self._app.counters.longest_gap, 3),
         }
         return health(self._fleet, self._clock.now(), more)
+
+
+def model_of(configured: Configured) -> Model:
+    """What the OpenAI surface needs of one model; its tokenizer and template are its own."""
+    folder = Path(configured.path)
+    tokenizer = Tokenizer(folder)
+    return Model(facts_of(configured.name, read_config(folder), tokenizer), tokenizer)
 
 
 def facts_of(name: str, model: ModelConfig, tokenizer: Tokenizer) -> Facts:

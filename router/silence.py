@@ -14,9 +14,11 @@ Says what is so; the flow decides what to do about it. A wrong finding costs a r
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..protocol.messages import Inquire, Peer, Unknown
 from .flow_numbers import FlowCounters
+from .guard import Guard
 from .placement import InFlight, Phase, Placement, Progress, Question
 
 VISITS = 256  # requests looked at in one tick, so that thousands of them never hold up the loop
@@ -49,9 +51,10 @@ class Findings:
 class Silence:
     """Looks at all requests in flight, again and again, a bounded number at a time."""
 
-    def __init__(self, inquire_seconds: float, counters: FlowCounters):
+    def __init__(self, inquire_seconds: float, counters: FlowCounters, guard: Guard):
         self._patience = inquire_seconds
         self._counters = counters
+        self._guard = guard
         self._to_visit: list[InFlight] = []
         self._next_round = 0.0
 
@@ -64,7 +67,8 @@ class Silence:
         for _ in range(min(VISITS, len(self._to_visit))):
             flight = self._to_visit.pop()
             for placement in flight.placements.values():
-                self._visit(flight, placement, findings, now)
+                visit = partial(self._visit, flight, placement, findings, now)
+                self._guard.run(visit, "a request could not be looked at", flight.id)
         self._counters.inquired += sum(len(one.requests) for one in findings.inquiries.values())
         return findings
 

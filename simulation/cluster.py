@@ -117,6 +117,7 @@ class Cluster:
             worker.worker.turn(self.now)
         self.inbox.deliver(self.mailbox.receive(), self.now)
         self.inbox.tick(self.now)
+        self.flow.turn(self.now)
         for worker in self.workers.values():
             if not worker.engine.busy:
                 worker.pool.check()

@@ -39,6 +39,7 @@ class Conditions:
     lease: float
     read: float
     waiting: float
+    turn_tokens: int  # what the router places again in one turn; 1 = one step
 
     @staticmethod
     def draw(chance: Chance) -> "Conditions":
@@ -58,6 +59,7 @@ class Conditions:
             lease=rng.choice([1.0, 4.0, 10.0]),
             read=rng.choice([0.3, 2.0, 10.0]),
             waiting=rng.choice([0.5, 5.0, 60.0]),
+            turn_tokens=(1, 5000, 20_000)[chance.seed % 3],
         )
 
     def shape(self, role: Role, compatibility: Compatibility, moves: Moves) -> Shape:

@@ -167,6 +167,7 @@ class World:
             conditions.attempts,
             conditions.inquire,
             conditions.deadline,
+            conditions.turn_tokens,
         )
         first_id = self._routers << 20
         self._routers += 1
@@ -242,6 +243,7 @@ class World:
             self._tick_at = self.now + TICK_SECONDS
             self.inbox.tick(self.now)
             self._none_overdue()
+        self.flow.turn(self.now)
         if self.inbox.faults:
             raise Violation("the router's inbox met a fault")
         if self.flow.counters.differing:

@@ -9,10 +9,11 @@ import pytest
 
 from penstock.__main__ import SETTINGS, build_parser, cluster_config, flags_of, main
 from penstock.protocol.clusterkey import read_key
-from penstock.protocol.config import ConfigError, load
+from penstock.protocol.config import DEMO_MODEL, ConfigError, load
 
 CLUSTER_FLAGS = [
     "MODEL",
+    "--model",
     "--config",
     "--prefill",
     "--decode",
@@ -85,6 +86,29 @@ def test_flags_reach_the_configuration(tmp_path: Path) -> None:
         assert str(getattr(holder, key)) == values.get(key, "77")
 
 
+def test_several_models_have_workers_each() -> None:
+    config = config_of("--model", "a=/x/one", "--model", "/y/two", "--decode", "2")
+    assert [(model.name, model.path) for model in config.served] == [
+        ("a", "/x/one"),
+        ("two", "/y/two"),
+    ]
+    assert {name: worker.model for name, (_, worker) in config.workers.items()} == {
+        **{"prefill-0": "a", "prefill-1": "two"},
+        **{"decode-0": "a", "decode-1": "a", "decode-2": "two", "decode-3": "two"},
+    }
+    alone = config_of("--aggregated", "--model", "a=/x/one")
+    assert [one.name for one in alone.served] == ["a"] and list(alone.workers) == ["aggregated-0"]
+
+
+def test_models_of_the_command_line_stand_for_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text("[cluster]\nmodel = 'm'\nserved_name = 'n'")
+    more = config_of("--config", str(file), "--model", "a=x", "--model", "b=y")
+    assert [model.name for model in more.served] == ["a", "b"]
+    file.write_text("[[model]]\npath = 'm'\n[[model]]\npath = 'n'")
+    assert [model.name for model in config_of("--config", str(file), "/one").served] == ["one"]
+
+
 def test_a_file_with_workers_is_taken_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
     file.write_text("[router]\nport = 5\n[[prefill]]\nname = 'p'\n[[decode]]\n[[decode]]")
@@ -125,6 +149,11 @@ def test_mistakes_are_one_line(
         (["serve", "--dtype", "int8"], "expected one of auto, bfloat16, float32"),
         (["serve", "--prefill", "0"], "--prefill 0: give 1 to 64, or --aggregated"),
         (["serve", "--aggregated", "--decode", "1"], "leave out --prefill/--decode"),
+        (["serve", "m", "--model", "a=x"], "give m as --model NAME=PATH too"),
+        (["serve", "--model", "a=x", "--served-name", "b"], "--served-name names one model"),
+        (["serve", "--model", "=x"], "--model =x: give NAME=PATH"),
+        (["serve", "--model", "a=x", "--model", "a=y"], "two models are named 'a'"),
+        (["serve", "--model", f"a={DEMO_MODEL}", "--model", "b=/no/b"], "no model at /no/b; give"),
         (["serve", "--port", "99999"], "port = 99999: expected int <= 65535"),
         (["config", "--config", "/no/file"], "/no/file cannot be read"),
         (["bench", "nothing-such"], "no benchmark 'nothing-such'; there are:"),
@@ -160,10 +189,12 @@ def test_keygen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_command_line_starts_without_torch() -> None:
     program = (
-        "import sys; from penstock.__main__ import main; main(['config']);"
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from penstock.__main__ import main; main(['config']); print(*sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    ran = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
+    *config, modules = ran.stdout.decode().splitlines()
+    assert "[router]" in config, "the command did its work"
+    assert "penstock.__main__" in modules.split() and "torch" not in modules.split()
 
 
 def test_an_unusable_combination_is_a_config_error() -> None:

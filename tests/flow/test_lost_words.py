@@ -94,6 +94,7 @@ class Tampered(Cluster):
             worker.worker.turn(self.now)
         self.inbox.deliver(self.mailbox.receive(), self.now)
         self.inbox.tick(self.now)
+        self.flow.turn(self.now)
 
     def clean(self) -> bool:
         """Nothing is held, on its way, or remembered."""

@@ -78,7 +78,7 @@ def test_first_tokens_of_unequal_length_end_the_hand_over_alone():
     cluster.until(lambda: bool(cluster.workers["decode-0"].reader.incoming))
     (lease,) = source.holder.leases
     first = FirstTokens([0], [5], ["", ""], [None])
-    say(cluster, "prefill-0", "decode-0", Published(lease, 0, [], [], [], [], first))
+    say(cluster, "prefill-0", "decode-0", Published(lease, 0, b"", b"", b"", b"", first))
     cluster.run(2)
     source.mailbox.muted.clear()
     cluster.until(lambda: client.ended)

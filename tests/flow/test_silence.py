@@ -5,6 +5,7 @@ import pytest
 from penstock.protocol.messages import Inquire, Peer, Sampling, Tokens, Unknown
 from penstock.protocol.seams import Received
 from penstock.router.flow_numbers import FlowCounters
+from penstock.router.guard import Guard
 from penstock.router.placement import InFlight, Phase, Placement, Progress
 from penstock.router.policy import Route
 from penstock.router.request import Submission
@@ -43,7 +44,7 @@ class Asking:
 
     def __init__(self, flight: InFlight):
         self.flight, self.flights = flight, {flight.id: flight}
-        self.silence = Silence(5.0, FlowCounters())
+        self.silence = Silence(5.0, FlowCounters(), Guard())
 
     def asked(self, now: float) -> set[str]:
         return set(self.silence.look(self.flights, now).inquiries)
@@ -107,7 +108,7 @@ def test_an_answer_that_crosses_a_word_is_ignored():
 
 def test_a_look_is_bounded_and_asks_each_worker_once():
     flights = {number: in_flight(number, choices=2) for number in range(VISITS + 10)}
-    silence = Silence(5.0, FlowCounters())
+    silence = Silence(5.0, FlowCounters(), Guard())
     asked = [silence.look(flights, 6.0 + turn / 10).inquiries for turn in range(3)]
     assert [len(one[D.endpoint].requests) if one else 0 for one in asked] == [2 * VISITS, 20, 0]
 

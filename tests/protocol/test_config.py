@@ -63,6 +63,65 @@ def test_command_line_over_file(tmp_path: Path) -> None:
     assert list(loaded.workers) == ["p", "decode-0"]
 
 
+TWO = """
+[[model]]
+name = "a"
+path = "weights/one"
+
+[[model]]
+path = "weights/two"
+
+[[aggregated]]
+model = "a"
+
+[[prefill]]
+model = "two"
+
+[[decode]]
+model = "two"
+"""
+
+
+def test_several_models(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, TWO))
+    assert [(model.name, model.path) for model in loaded.served] == [
+        ("a", str(tmp_path / "weights" / "one")),
+        ("two", str(tmp_path / "weights" / "two")),
+    ]
+    assert load(write(tmp_path, dump(loaded))) == loaded
+    seen = loaded.seen_by(loaded.decode[0])
+    assert (seen.cluster.served_name, seen.model_path) == ("two", tmp_path / "weights" / "two")
+    assert [model.name for model in seen.served] == ["two"]
+
+
+def test_where_there_is_one_model_a_worker_need_not_name_it(tmp_path: Path) -> None:
+    one = load(write(tmp_path, "[[model]]\npath = 'x'\n[[aggregated]]"))
+    assert one.aggregated[0].model == "x" and one.seen_by(one.aggregated[0]).cluster.model
+    usual = load(write(tmp_path, FILE))
+    assert usual.seen_by(usual.decode[0]) == usual
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TWO + "[[aggregated]]", r"aggregated-1 names no model; there are: a, two"),
+        (TWO + "[[aggregated]]\nmodel = 'x'", r"names model = 'x'; there are: a, two"),
+        ("[[aggregated]]\nmodel = 'x'", r"names model = 'x'; there are: penstock-demo"),
+        (TWO + "[cluster]\nmodel = 'x'", r"write it as one of them"),
+        ("[[model]]\npath='x/a'\n[[model]]\npath='y/a'", "two models are named 'a'"),
+        ("[[model]]\nname='a'", r"\[\[model\]\] 0 has no path"),
+        ("[model]\npath='a'", r"model must be written as \[\[model\]\]"),
+        ("[[model]]\npath=''", r"\[\[model\]\] 0 has no path"),
+        (TWO.replace("[[prefill]]", "[[aggregated]]"), r"decode workers of model two need"),
+        (TWO.replace("[[decode]]", "[[aggregated]]"), r"prefill workers of model two need"),
+        (TWO.split("[[prefill]]")[0], "no worker serves model two"),
+    ],
+)
+def test_mistakes_with_models_are_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(write(tmp_path, text))
+
+
 def test_defaults_serve_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "usable_cores", lambda: 9)
     loaded = load(None, {"aggregated": numbered("aggregated", 1)})

@@ -1,7 +1,7 @@
 """Health names what is wrong, and is red when nothing can be served."""
 
 from penstock.protocol.messages import Hello, Peer, Status, WorkerState
-from penstock.router.fleet import Booking, Fleet
+from penstock.router.fleet import Booking, Bookings, Fleet
 from penstock.router.health import health, ready
 from support.workers import worker
 
@@ -33,7 +33,7 @@ def test_a_stuck_worker_makes_it_red_and_is_named():
     assert not well and page["status"] == "unwell" and page["in_flight"] == 3
     assert page["reasons"] == ["d1: engine: a step has been running for 130 s"]
     assert page["ready"], "the other decode worker still serves"
-    one.bookings[(7, 1)] = Booking(30, 2)
+    one.bookings.add((7, 1), Booking(30, 2))
     booked = {
         told["name"]: told["booked"] for told in health(fleet(one, two), 1.0, {})[1]["workers"]
     }
@@ -102,3 +102,19 @@ def test_silence_is_noticed():
     assert books.silent(10.0) == ["tcp://d"]
     assert books.lost("tcp://d", 9.0) is not None and books.lost("tcp://d", 9.0) is None
     assert books.left == 1
+
+
+def test_the_books_of_a_worker_add_up():
+    books = Bookings()
+    for attempt, booking in enumerate((Booking(30, 2), Booking(0, 5), Booking(7, 1))):
+        books.add((1, attempt), booking)
+    books.add((1, 0), Booking(10, 3))  # in place of the first
+    assert (len(books), books.tokens, books.pages) == (3, 17, 9)
+    books.computed((1, 2))
+    books.computed((1, 2))
+    books.drop((1, 1))
+    books.drop((1, 1))
+    assert (len(books), books.tokens, books.pages) == (2, 10, 4)
+    books.drop((1, 0))
+    books.drop((1, 2))
+    assert (len(books), books.tokens, books.pages) == (0, 0, 0)

@@ -19,6 +19,7 @@ class Worker:
     counters: dict[str, float] = field(default_factory=dict)
     stuck: str = ""
     transport: str = "shm"
+    model: str = "tiny"
 
 
 UCX = "nixl UCX (cma)"
@@ -130,7 +131,7 @@ def test_a_histogram_puts_each_value_into_the_first_bucket_that_holds_it():
 
 
 def test_an_empty_page_parses():
-    page = MetricsPage(Counters(), lambda: (), lambda: {}, "m").text().decode()
+    page = MetricsPage(Counters(), lambda: (), lambda: {}, {"m": Counters()}).text().decode()
     assert samples(page)["penstock_requests_running",] == 0
 
 
@@ -138,7 +139,13 @@ def test_the_loops_gaps_are_watched():
     counters = Counters()
     counters.loop_was_late(0.25)
     counters.loop_was_late(0.001)
-    page = MetricsPage(counters, lambda: (), lambda: {}, "m").text().decode()
+    page = MetricsPage(counters, lambda: (), lambda: {}, {"m": Counters()}).text().decode()
     found = samples(page)
     assert found["penstock_loop_longest_gap_seconds",] == 0.25
     assert found["penstock_loop_gap_seconds_count",] == 2
+
+
+def test_the_help_of_unknown_answers_says_all_that_it_counts():
+    page = MetricsPage(Counters(), lambda: (), lambda: FLOW, {"m": Counters()}).text().decode()
+    (said,) = [one for one in page.splitlines() if "HELP penstock_unknown_answers" in one]
+    assert "a choice they were asked for" in said and "only waits for its prefill" in said

@@ -50,7 +50,7 @@ def test_prefill_goes_where_it_is_done_first():
     idle_slow = worker("slow", "prefill", tokens_per_second=1000.0)
     busy_fast = worker("fast", "prefill", tokens_per_second=5000.0, waiting_tokens=20000)
     assert route_of(long, [idle_slow, busy_fast, decode], 0).prefill == "tcp://fast"  # 5.6 s < 8 s
-    busy_fast.bookings[1, 1] = Booking(40000, 0)  # placed since its last word
+    busy_fast.bookings.add((1, 1), Booking(40000, 0))  # placed since its last word
     assert route_of(long, [idle_slow, busy_fast, decode], 0).prefill == "tcp://slow"
     cached = worker("warm", "prefill", cached=long.hashes[:400], waiting_tokens=5000)
     route = route_of(long, [idle_slow, cached, decode], 0)
@@ -62,7 +62,7 @@ def test_decode_goes_where_there_is_most_room():
     prefill = worker("p", "prefill")
     full, roomy = worker("a", "decode", held_pages=900), worker("b", "decode", held_pages=100)
     assert route_of(demand(160), [prefill, full, roomy], 0).decode == "tcp://b"
-    roomy.bookings[1, 1] = Booking(0, 950)
+    roomy.bookings.add((1, 1), Booking(0, 950))
     assert route_of(demand(160), [prefill, full, roomy], 0).decode == "tcp://a"
 
 
@@ -95,3 +95,10 @@ def test_ties_are_broken_by_name_so_that_a_decision_can_be_replayed():
     route = route_of(demand(160), workers, 0)
     assert (route.prefill, route.decode) == ("tcp://p1", "tcp://d1")
     assert route == route_of(demand(160), workers[::-1], 0)
+
+
+def test_without_prefill_an_aggregated_worker_takes_what_a_decode_worker_cannot():
+    decode, both = worker("d", "decode"), worker("a", "aggregated", held_pages=500)
+    assert route_of(demand(160), [decode, both], 0).decode == "tcp://a", "d has more room"
+    assert route_of(demand(160), [decode, both], 200).decode == "tcp://d", "alone it can"
+    assert choose(demand(160), [decode], 0) is None

@@ -12,7 +12,7 @@ import uvloop
 from penstock.models.chat_template import ChatTemplate
 from penstock.models.text_stream import ByteLevelStream, ByteTable
 from penstock.protocol.messages import FinishReason, PromptReport, TokenLogprobs
-from penstock.router.app import App, Wiring
+from penstock.router.app import App, Model, Wiring
 from penstock.router.http_connection import Limits
 from penstock.router.http_server import HttpServer
 from penstock.router.openai_facts import Facts
@@ -283,6 +283,7 @@ class Surface:
         limits: Limits | None = None,
         facts: Facts | None = None,
         keys: Sequence[str] = (),
+        models: Sequence[Model] = (),
         **wiring: Any,
     ):
         self.requests = ScriptedRequests()
@@ -292,8 +293,7 @@ class Surface:
         self.app = App(
             Wiring(
                 self.requests,
-                self.tokenizer,
-                self.facts,
+                [Model(self.facts, self.tokenizer), *models],
                 lambda: self.state,
                 lambda: self.state,
                 keys,
