@@ -1,24 +1,20 @@
-"""Weights of a model folder: safetensors files, mapped into memory, checked before use.
+"""Weights of a model folder: safetensors files, checked before use.
 
 Knows names, shapes and bytes; knows no architecture. Nothing of the folder is executed: the only
-formats read are JSON and safetensors.
+formats read are JSON and safetensors. weights.py reads the tensors.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
-import torch
-from torch import Tensor
 
-from .config import ModelError, read_json
-
-Shape = tuple[int, ...]
-Progress = Callable[[int, int], None]  # bytes done, bytes total
+from .fields import Fields, ModelError, read_json
+from .formats import FLOATING, Plain, Shape, Stored, find_weights
+from .quantization import read_quantization
+from .reading import Files
 
 # Weights up to this size enter the digest whole; of larger ones, every tensor gives its ends.
 DIGEST_BYTES = 256 << 20
@@ -28,37 +24,32 @@ SHORTEST_SAMPLE = 4096
 COMPUTED = ("rotary_emb.inv_freq",)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where one tensor lies."""
-
-    file: Path
-    shape: Shape
-    start: int  # bytes into the file
-    stop: int
-
-
 class Checkpoint:
-    """The tensors of one folder by name. `load` gives them one by one, in memory of their own."""
+    """The tensors of one folder by name: as they are stored, and as the weights they mean."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = _files(folder)
-        self.headers: dict[Path, bytes] = {}
+        self.paths = _files(folder)
+        self.headers: dict[Path, bytearray] = {}
         self.tensors: dict[str, Stored] = {}
-        for file in self.files:
+        self.files = Files()
+        for file in self.paths:
             self._read_header(file)
+        config = folder / "config.json"
+        self.weights = find_weights(
+            self.tensors, read_quantization(Fields(config, read_json(config)))
+        )
 
     def _read_header(self, file: Path) -> None:
         # safetensors itself checks the header (sizes, overlaps, bounds) before we trust it.
         try:
             with safetensors.safe_open(str(file), framework="pt"):
                 pass
-            with open(file, "rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-                header = opened.read(length)
+            self.files.open(file)
         except (safetensors.SafetensorError, OSError) as error:
             raise ModelError(f"{file} cannot be read: {error}") from None
+        length = int.from_bytes(self.files.bytes(file, 0, 8), "little")
+        header = self.files.bytes(file, 8, length)
         self.headers[file] = header
         for name, entry in json.loads(header).items():
             if name == "__metadata__":
@@ -66,57 +57,44 @@ class Checkpoint:
             if name in self.tensors:
                 raise ModelError(f"{file}: {name} is in {self.tensors[name].file.name} already")
             first, last = (8 + length + offset for offset in entry["data_offsets"])
-            self.tensors[name] = Stored(file, tuple(entry["shape"]), first, last)
+            shape = tuple(entry["shape"])
+            self.tensors[name] = Stored(file, entry["dtype"], shape, first, last)
 
     @property
     def total_bytes(self) -> int:
         return sum(stored.stop - stored.start for stored in self.tensors.values())
 
     def check(self, wanted: Mapping[str, Shape], ignored: tuple[str, ...] = ()) -> None:
-        """Every wanted tensor is there in its shape, and none besides but the ignored ones."""
-        ignored += COMPUTED
-        missing = [name for name in wanted if name not in self.tensors]
-        unexpected = [
-            name for name in self.tensors if name not in wanted and not name.endswith(ignored)
-        ]
-        misshaped = [
-            f"{name} is {list(self.tensors[name].shape)} but config.json means {list(shape)}"
-            for name, shape in wanted.items()
-            if name in self.tensors and self.tensors[name].shape != shape
-        ]
-        problems = [("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped)]
-        if found := [f"{what}: {_listed(names)}" for what, names in problems if names]:
-            raise ModelError(f"{self.folder}: weights do not fit config.json; {'; '.join(found)}")
+        """Every wanted weight is there in its shape, and none besides but the ignored ones.
 
-    def load(
-        self,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        progress: Progress | None = None,
-    ) -> Callable[[str], Tensor]:
-        """A function name -> tensor in this dtype on this device, in memory of its own.
-
-        (A view of the mapped file would change, or kill the process, when the file is replaced.)
+        `ignored` are ends of names or, where their last character is ".", beginnings.
         """
-        opened: dict[Path, Any] = {}
-        total = self.total_bytes
-        done = 0
-
-        def take(name: str) -> Tensor:
-            nonlocal done
-            stored = self.tensors[name]
-            if stored.file not in opened:
-                opened[stored.file] = safetensors.safe_open(str(stored.file), framework="pt")
-            tensor = opened[stored.file].get_tensor(name)
-            if not tensor.is_floating_point():
-                raise ModelError(f"{stored.file}: {name} is {tensor.dtype}, not floating point")
-            own = tensor.to(device=device, dtype=dtype, copy=True)
-            done += stored.stop - stored.start
-            if progress is not None:
-                progress(done, total)
-            return own
-
-        return take
+        ends = COMPUTED + tuple(one for one in ignored if not one.endswith("."))
+        beginnings = tuple(one for one in ignored if one.endswith("."))
+        weights = self.weights
+        problems = {
+            "missing": [name for name in wanted if name not in weights],
+            "unexpected": [
+                name
+                for name in weights
+                if name not in wanted
+                and not name.endswith(ends)
+                and not name.startswith(beginnings)
+            ],
+            "mis-shaped": [
+                f"{name} is {list(weights[name].shape)} but config.json means {list(shape)}"
+                for name, shape in wanted.items()
+                if name in weights and weights[name].shape != shape
+            ],
+            "not floating point": [
+                f"{name} is {weight.stored.dtype}"
+                for name in wanted
+                if isinstance(weight := weights.get(name), Plain)
+                and weight.stored.dtype not in FLOATING
+            ],
+        }
+        if found := [f"{what}: {_listed(names)}" for what, names in problems.items() if names]:
+            raise ModelError(f"{self.folder}: weights do not fit config.json; {'; '.join(found)}")
 
     def digest(self) -> str:
         """Names config and weights: equal files give equal digests on every host.
@@ -127,13 +105,11 @@ class Checkpoint:
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update((self.folder / "config.json").read_bytes())
-        for file in self.files:
+        for file in self.paths:
             digest.update(self.headers[file])
-            with open(file, "rb", buffering=0) as opened:
-                for name in sorted(name for name, at in self.tensors.items() if at.file == file):
-                    for start, stop in self._sampled(self.tensors[name]):
-                        opened.seek(start)
-                        digest.update(_read_exactly(opened, stop - start, file))
+            for name in sorted(name for name, at in self.tensors.items() if at.file == file):
+                for start, stop in self._sampled(self.tensors[name]):
+                    digest.update(self.files.bytes(file, start, stop - start))
         return digest.hexdigest()
 
     def _sampled(self, stored: Stored) -> list[tuple[int, int]]:
@@ -163,17 +139,6 @@ def _files(folder: Path) -> list[Path]:
             "files of model.safetensors.index.json (convert .bin and .pth checkpoints first)"
         )
     return files
-
-
-def _read_exactly(opened: Any, length: int, file: Path) -> bytes:
-    pieces = []
-    while length:  # one raw read returns at most 2 GiB
-        piece = opened.read(length)
-        if not piece:
-            raise ModelError(f"{file} is shorter than its header says")
-        pieces.append(piece)
-        length -= len(piece)
-    return b"".join(pieces)
 
 
 def _listed(names: list[str]) -> str:

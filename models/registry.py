@@ -1,4 +1,4 @@
-"""Which class serves which architecture, and how a model folder becomes a ready model."""
+"""How a model folder becomes a ready model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 
 from ..kernels.choice import Kernels
-from .checkpoint import Checkpoint, Progress
+from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
-from .llama import LlamaForCausalLM
+from .decoder import Decoder
+from .weights import Progress, Weights
 
-# The keys are config.ARCHITECTURES.
-CLASSES = {"LlamaForCausalLM": LlamaForCausalLM}
-Model = LlamaForCausalLM
+Model = Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ def load_model(
     """Read, check and pack one checkpoint; raises ModelError."""
     config = read_config(folder)
     checkpoint = Checkpoint(folder)
-    model_class = CLASSES[config.architecture]
-    checkpoint.check(model_class.tensors(config), model_class.ignored(config))
+    wanted = Decoder.shapes(config)
+    checkpoint.check(wanted, Decoder.ignored(config))
     with torch.inference_mode():
-        model = model_class(config, checkpoint.load(dtype, device, progress), kernels)
+        model = Decoder(config, Weights(checkpoint, dtype, device, progress, wanted), kernels)
     return Loaded(model, config, checkpoint.digest())

@@ -1,8 +1,9 @@
 """Text to token ids and back, and the chat template. Torch-free: the router runs this.
 
 `decode` is the tokenizers library's (no clean-up of spaces before punctuation, whatever
-tokenizer_config.json says: the streamed text and the whole text must agree). tokenizer.json alone
-decides which special tokens `encode` adds.
+tokenizer_config.json says: the streamed text and the whole text must agree). tokenizer.json decides
+which special tokens `encode` adds; where it adds none, add_bos_token and add_eos_token of a
+tokenizer_config.json of the Llama class do, as DeepSeek's files are meant.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import tokenizers
 
 from .chat_template import ChatTemplate, ChatTemplateError
-from .config import ModelError, read_json
+from .fields import ModelError, read_json
 from .text_stream import (
     ByteLevelStream,
     ByteTable,
@@ -33,6 +34,10 @@ SPECIAL_TOKEN_NAMES = (
     "cls_token",
     "mask_token",
 )
+# Classes of tokenizer_config.json for which add_bos_token and add_eos_token have a meaning.
+ADDING_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+# Other forms of a vocabulary, from which tokenizer.json can be made.
+OTHER_FORMS = ("tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -41,21 +46,34 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
-        if not path.exists():
-            raise ModelError(f"{path} is missing; only tokenizers in this format can be served")
-        try:
-            self.inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path} cannot be read: {error}") from None
-        # A file saved during training may cut or pad; a server must do neither.
-        self.inner.no_truncation()
-        self.inner.no_padding()
+        self.inner = _opened(path)
         self.byte_level = _is_byte_level(path)
-        settings_path = folder / "tokenizer_config.json"
-        settings = read_json(settings_path) if settings_path.exists() else {}
-        self.special_tokens = _special_tokens(settings)
+        settings = _json(folder / "tokenizer_config.json")
+        # Old folders name special tokens in a file of their own.
+        named = _json(folder / "special_tokens_map.json")
+        self.special_tokens = _special_tokens(named) | _special_tokens(settings)
+        self._add_promised_tokens(settings)
         self.templates = _template_sources(folder, settings)
         self._compiled: dict[str, ChatTemplate] = {}
+
+    def _add_promised_tokens(self, settings: dict[str, Any]) -> None:
+        if settings.get("tokenizer_class") not in ADDING_CLASSES:
+            return
+        if self.inner.num_special_tokens_to_add(False):
+            return  # tokenizer.json adds its own
+        begin, end = (
+            [self.special_tokens[f"{name}_token"]]
+            if settings.get(f"add_{name}_token") is True and f"{name}_token" in self.special_tokens
+            else []
+            for name in ("bos", "eos")
+        )
+        found = [(token, self.inner.token_to_id(token)) for token in (*begin, *end)]
+        if missing := [token for token, token_id in found if token_id is None]:
+            raise ModelError(f"tokenizer_config.json names {missing[0]!r}, no token of the model")
+        if found:
+            self.inner.post_processor = tokenizers.processors.TemplateProcessing(
+                single=[*begin, "$A", *end], special_tokens=found
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -141,6 +159,32 @@ class Tokenizer:
         return ByteTable(table)
 
 
+def _opened(path: Path) -> tokenizers.Tokenizer:
+    if not path.exists():
+        others = [name for name in OTHER_FORMS if (path.parent / name).exists()]
+        raise ModelError(
+            f"{path} is missing; only tokenizers in this format can be served"
+            + (
+                f". It can be made of {others[0]}, once, with transformers: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                if others
+                else ""
+            )
+        )
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    # A file saved during training may cut or pad; a server must do neither.
+    inner.no_truncation()
+    inner.no_padding()
+    return inner
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
 def _is_byte_level(path: Path) -> bool:
     """True where the decoder is byte level and nothing else, so that a table is exact."""
     decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
@@ -169,19 +213,38 @@ def _special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _template_sources(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Templates by name. chat_template.jinja is newer than tokenizer_config.json's and wins."""
-    path = folder / "chat_template.jinja"
+    """Templates by name. Of several places the newest wins: chat_template.jinja, then
+    chat_template.json (which processors have), then tokenizer_config.json.
+    """
+    path, legacy = folder / "chat_template.jinja", folder / "chat_template.json"
+    place = folder / "tokenizer_config.json"
+    found: Any = settings.get("chat_template")
     if path.exists():
-        found: Any = path.read_text(encoding="utf-8")
-    else:
-        found = settings.get("chat_template")
-    sources: dict[str, str] = {}
-    if isinstance(found, str):
-        sources["default"] = found
-    elif isinstance(found, list):
-        sources = {one["name"]: one["template"] for one in found}
-    elif found is not None:
-        raise ModelError(f"{folder}/tokenizer_config.json: chat_template must be text or a list")
+        found = path.read_text(encoding="utf-8")
+    elif legacy.exists():
+        place, found = legacy, read_json(legacy).get("chat_template")
+    sources = _named_templates(place, found)
     for extra in sorted(folder.glob("additional_chat_templates/*.jinja")):
         sources[extra.stem] = extra.read_text(encoding="utf-8")
     return sources
+
+
+def _named_templates(place: Path, found: Any) -> dict[str, str]:
+    """A text, or a list of {"name": .., "template": ..}, or nothing."""
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {"default": found}
+    entries = found if isinstance(found, list) else [None]
+    named = {
+        one["name"]: one["template"]
+        for one in entries
+        if isinstance(one, dict)
+        and isinstance(one.get("name"), str)
+        and isinstance(one.get("template"), str)
+    }
+    if len(named) != len(entries):
+        raise ModelError(
+            f'{place}: chat_template must be text, or a list of {{"name": .., "template": ..}}'
+        )
+    return named

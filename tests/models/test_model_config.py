@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from penstock.models.config import GenerationDefaults, ModelError, Rope, read_config
+from penstock.models.blueprint import GroupedAttention, Rope
+from penstock.models.config import GenerationDefaults, ModelConfig, read_config
+from penstock.models.fields import ModelError
 
 SMALL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,39 +39,49 @@ def write(folder: Path, generation: dict[str, Any] | None = None, **changes: Any
     return folder
 
 
+def attention_of(config: ModelConfig) -> GroupedAttention:
+    attention = config.blueprint.layers[0].attention
+    assert isinstance(attention, GroupedAttention)
+    return attention
+
+
 def test_plain_values(tmp_path: Path) -> None:
     config = read_config(write(tmp_path))
-    assert (config.hidden, config.head_size, config.kv_heads, config.layers) == (64, 16, 2, 2)
+    attention = attention_of(config)
+    assert (config.hidden, attention.head_size, attention.kv_heads) == (64, 16, 2)
+    assert len(config.blueprint.layers) == 2
     assert config.dtype == "bfloat16" and config.end_token_ids == (2,)
     assert config.begin_token_id == 1 and not config.tied
-    assert config.rope == Rope() and config.defaults == GenerationDefaults()
+    assert config.blueprint.rope == Rope(size=16)
+    assert config.defaults == GenerationDefaults()
 
 
 def test_defaults_of_absent_fields(tmp_path: Path) -> None:
     write(tmp_path, num_key_value_heads=None, torch_dtype=None, dtype="float32", head_dim=32)
     config = read_config(tmp_path)
-    assert config.kv_heads == 4 and config.dtype == "float32" and config.head_size == 32
+    attention = attention_of(config)
+    assert attention.kv_heads == 4 and attention.head_size == 32 and config.dtype == "float32"
+
+
+LINEAR = Rope(size=16, kind="linear", factor=2.0)
+STRETCHED = Rope(
+    size=16, kind="llama3", theta=9.0, factor=8.0, high_frequency_factor=4.0, original_positions=128
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "rope"),
     [
-        ({"rope_theta": 5e5}, Rope(theta=5e5)),
-        ({"rope_theta": 5e5, "rope_scaling": None}, Rope(theta=5e5)),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, Rope("linear", 10000.0, 2.0)),
-        (
-            {"rope_theta": 9.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
-            Rope("llama3", 9.0, 8.0, 1.0, 4.0, 128),
-        ),
-        (
-            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 9.0, **LLAMA3}},
-            Rope("llama3", 9.0, 8.0, 1.0, 4.0, 128),
-        ),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, Rope(theta=7.0)),
+        ({"rope_theta": 5e5}, Rope(size=16, theta=5e5)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, Rope(size=16, theta=5e5)),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, LINEAR),
+        ({"rope_theta": 9.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, STRETCHED),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 9.0, **LLAMA3}}, STRETCHED),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7}}, Rope(size=16, theta=7.0)),
     ],
 )
 def test_rope_layouts(tmp_path: Path, changes: dict[str, Any], rope: Rope) -> None:
-    assert read_config(write(tmp_path, **changes)).rope == rope
+    assert read_config(write(tmp_path, **changes)).blueprint.rope == rope
 
 
 def test_generation_config_wins(tmp_path: Path) -> None:
@@ -85,7 +97,9 @@ def test_generation_config_wins(tmp_path: Path) -> None:
         ({"architectures": ["MambaForCausalLM"]}, ["architectures", "Mamba", "LlamaForCausalLM"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, ["rope_scaling.type", "dynamic"]),
-        ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_parameters.rope_type", "yarn"]),
+        ({"rope_parameters": {"rope_type": "longrope"}}, ["rope_parameters.rope_type", "longrope"]),
+        ({"rms_norm_eps": None}, ["rms_norm_eps", "positive number"]),
+        ({"sliding_window": 64}, ["sliding_window", "64", "null"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_scaling.factor"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads", "3"]),
         ({"hidden_size": "64"}, ["hidden_size", "positive integer"]),

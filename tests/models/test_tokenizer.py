@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from penstock.models.chat_template import ChatTemplate, ChatTemplateError
-from penstock.models.config import ModelError
+from penstock.models.fields import ModelError
 from penstock.models.tokenizer import Tokenizer
 
 TEXT = ["the water runs down the pipe", "Grüße, 水 and 🌊🏔️!", "naïve café, 5 × 7 = 35\n\n\tx"]

@@ -1,0 +1,43 @@
+"""The gated feed-forward part: down(silu(gate(x)) * up(x)), gate and up as one linear layer.
+
+T tokens in the batch, D model size, F feed-forward size.
+"""
+
+from torch import Tensor
+
+from ..kernels.choice import Kernels
+from ..kernels.linear import PackedLinear
+from .blueprint import Dense
+from .config import ModelConfig
+from .linears import linear_shapes, packed_linear
+from .parts import Linears, Shapes, Source
+
+
+class DensePart:
+    """One layer's weights, packed."""
+
+    def __init__(
+        self, plan: Dense, config: ModelConfig, source: Source, prefix: str, kernels: Kernels
+    ) -> None:
+        def packed(*names: str) -> PackedLinear:
+            full = [f"{prefix}.{name}" for name in names]
+            return packed_linear(source, kernels, full, plan.bias)
+
+        self.silu_mul = kernels.silu_mul
+        self.gate_up = packed("gate_proj", "up_proj")
+        self.down = packed("down_proj")
+
+    @staticmethod
+    def shapes(plan: Dense, config: ModelConfig, prefix: str) -> Shapes:
+        return {
+            **linear_shapes(f"{prefix}.gate_proj", plan.size, config.hidden, plan.bias),
+            **linear_shapes(f"{prefix}.up_proj", plan.size, config.hidden, plan.bias),
+            **linear_shapes(f"{prefix}.down_proj", config.hidden, plan.size, plan.bias),
+        }
+
+    @staticmethod
+    def packed(plan: Dense, config: ModelConfig) -> Linears:
+        return (2 * plan.size, config.hidden), (config.hidden, plan.size)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return self.down(self.silu_mul(self.gate_up(x_TD)))
