@@ -19,7 +19,11 @@ enum { CHUNK = 64 };
 
 typedef struct {
     int64_t sequences, table_width, query_heads, groups, head, slots, layers, layer, pages;
-    int64_t half;  // 1: q, pages and out are bf16; 0: fp32
+    int64_t sides;   // 2: keys and values; 1: the values are the first columns of the keys
+    int64_t held;    // key heads that a page holds; ours are `groups` of them, side by side
+    int64_t value;   // columns of a value
+    int64_t window;  // keys a row sees at most; 0: all
+    int64_t half;    // 1: q, pages and out are bf16; 0: fp32
     float scale;
 } AttentionShape;
 
@@ -115,9 +119,16 @@ INLINE void tile_rows(const Product *p, int64_t rows, int64_t column, const int 
     }
 }
 
-// columns is a multiple of 16.
+// columns is a multiple of 16. A sum is a chain, and one or two rows need more of them at a time.
 INLINE void multiply(const Product *p, int64_t rows, int64_t columns, const int half) {
     int64_t column = 0, wide = TILE_VECTORS * LANES;
+    if (rows <= 2 && LANES < 16)
+        for (; column + 4 * LANES <= columns; column += 4 * LANES) {
+            if (rows == 1)
+                tile(p, 0, column, 1, 4, half);
+            else
+                tile(p, 0, column, 2, 4, half);
+        }
     for (; column + wide <= columns; column += wide)
         tile_rows(p, rows, column, TILE_VECTORS, half);
     for (; column < columns; column += LANES) tile_rows(p, rows, column, 1, half);
@@ -189,6 +200,32 @@ INLINE void transpose_tile(const char *const *key, const char *const *next, int6
 }
 #endif
 
+#if LANES == 8
+// 8 keys x 8 columns in fp32, transposed in registers.
+INLINE void transpose_eight(const char *const *key, int64_t d, float *out, const int half) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) a[i] = (__m256)load_lanes(key[i], d, half);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * CHUNK, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * CHUNK, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+#endif
+
 // Keys become columns: out[word][key] for the CHUNK keys. next: the keys of the next chunk.
 INLINE void transpose_keys(const char *const *key, const char *const *next, char *out, int64_t head,
                            const int half, const int source_half) {
@@ -205,9 +242,16 @@ INLINE void transpose_keys(const char *const *key, const char *const *next, char
     for (int64_t i = 0; i < CHUNK; i++) {
         for (int64_t d = 0; d < head; d += source_half ? 32 : 16)
             fetch_early(next[i] + d * (source_half ? 2 : 4));
+#if LANES != 8
         for (int64_t d = 0; d < head; d++)
             ((float *)out)[d * CHUNK + i] = load(key[i], d, source_half);
+#endif
     }
+#if LANES == 8
+    for (int64_t d = 0; d < head; d += 8)
+        for (int64_t i = 0; i < CHUNK; i += 8)
+            transpose_eight(key + i, d, (float *)out + d * CHUNK + i, source_half);
+#endif
 }
 
 #if DOT
@@ -256,8 +300,8 @@ INLINE void pack_values(const char *const *key, const char *const *next, char *o
     for (int64_t i = 0; i < CHUNK; i++) {
         for (int64_t d = 0; d < head; d += source_half ? 32 : 16)
             fetch_early(next[i] + d * (source_half ? 2 : 4));
-        for (int64_t d = 0; d < head; d++)
-            ((float *)out)[i * head + d] = load(key[i], d, source_half);
+        for (int64_t d = 0; d < head; d += LANES)
+            vector_store((float *)out + i * head + d, load_lanes(key[i], d, source_half));
     }
 }
 
@@ -267,8 +311,8 @@ INLINE void load_query(const void *q, int64_t start, char *out, int64_t row, int
         memcpy(out + row * words(head, half) * 4, (const char *)q + start * (half ? 2 : 4),
                words(head, half) * 4);
     else
-        for (int64_t i = 0; i < head; i++)
-            ((float *)out)[row * head + i] = from_bf16(((const bf16 *)q)[start + i]);
+        for (int64_t i = 0; i < head; i += LANES)
+            vector_store((float *)out + row * head + i, load_lanes(q, start + i, 1));
 }
 
 #endif

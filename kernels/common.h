@@ -18,7 +18,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { REFUSED_PAGE = 1, REFUSED_SLOT, REFUSED_POSITION, REFUSED_ROWS, REFUSED_MEMORY };
+enum {
+    REFUSED_PAGE = 1,
+    REFUSED_SLOT,
+    REFUSED_POSITION,
+    REFUSED_ROWS,
+    REFUSED_MEMORY,
+    REFUSED_EXPERT,
+};
 
 typedef uint16_t bf16;
 
@@ -92,6 +99,36 @@ INLINE vector vector_load(const void *data) {
 }
 
 INLINE void vector_store(void *data, vector value) { memcpy(data, &value, sizeof value); }
+
+typedef uint16_t vector_bf16 __attribute__((vector_size(2 * LANES)));
+typedef uint32_t vector_bits __attribute__((vector_size(4 * LANES)));
+
+// LANES elements from index on, as load() and store() take one.
+INLINE vector load_lanes(const void *data, int64_t index, const int half) {
+    if (!half) return vector_load((const float *)data + index);
+    vector_bf16 words;
+    memcpy(&words, (const bf16 *)data + index, sizeof words);
+    return (vector)(__builtin_convertvector(words, vector_bits) << 16);
+}
+
+INLINE vector_bits bf16_lanes(vector value) {
+    vector_bits bits = (vector_bits)value, nan = (vector_bits)(value != value);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (nan & 0x7fc0) | (~nan & bits);
+}
+
+INLINE void store_lanes(void *data, int64_t index, vector value, const int half) {
+    if (!half) {
+        vector_store((float *)data + index, value);
+        return;
+    }
+    vector_bf16 words = __builtin_convertvector(bf16_lanes(value), vector_bf16);
+    memcpy((bf16 *)data + index, &words, sizeof words);
+}
+
+INLINE vector rounded_lanes(vector value, const int half) {
+    return half ? (vector)(bf16_lanes(value) << 16) : value;
+}
 
 // 0 1 2 ... : read from memory, since gcc builds such a constant lane by lane.
 static const int32_t RAMP[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -37,11 +38,17 @@ TARGETS = ("-march=native", "-mcpu=native")
 # p: address, i: 64-bit integer, f: fp32. Every function returns 0 or a key of REFUSALS.
 SIGNATURES = {
     "penstock_norm": "ppppiifii",
-    "penstock_rotate": "pppppppppii",
-    "penstock_attention": "pppppppii",
+    "penstock_rotate_and_store": "pppppppppppi",
+    "penstock_rotate": "ppppppi",
+    "penstock_store_latent": "pppppppppi",
+    "penstock_attention": "ppppppppii",
     "penstock_silu_mul": "ppiiii",
+    "penstock_linear": "ppppppi",
     "penstock_gumbel": "pppiiipi",
     "penstock_gumbel_at": "ppppiip",
+    "penstock_route": "pppppi",
+    "penstock_experts": "ppppppppppi",
+    "penstock_heads": "ppppi",
 }
 REFUSALS = {
     1: "a page id lies outside the pool",
@@ -50,6 +57,7 @@ REFUSALS = {
     4: "query rows do not fit the batch: starts must rise from 0 to T, and no sequence may have "
     "more query rows than context",
     5: "no memory for the scratch of one thread",
+    6: "an expert's id lies outside the layer",
 }
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -75,14 +83,31 @@ def require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
+def refuse(sentence: str) -> NoReturn:
+    """For calls of every step: `require` would have its sentence composed each time."""
+    raise ValueError(sentence)
+
+
+def held_groups(pages: torch.Tensor) -> int:
+    """Key heads that the memory of pages holds, of which these [P, L, C, G, S, H] may be some."""
+    if pages.is_contiguous():
+        return pages.shape[3]
+    _, layers, sides, _, slots, head = pages.shape
+    side = pages.stride(2)
+    if pages.stride() != (layers * sides * side, sides * side, side, slots * head, head, 1):
+        refuse("pages must be contiguous, or some key heads of contiguous ones, side by side")
+    return side // (slots * head)
+
+
 def half(tensor: torch.Tensor) -> int:
     """1 for bf16, 0 for fp32, the two dtypes the C files know, and only in the CPU's memory."""
-    require(tensor.device.type == "cpu", f"native kernels take CPU tensors, not {tensor.device}")
-    require(
-        tensor.dtype in (torch.bfloat16, torch.float32),
-        f"native kernels take bf16 or fp32, not {tensor.dtype}",
-    )
-    return int(tensor.dtype == torch.bfloat16)
+    if not tensor.is_cpu:
+        refuse(f"native kernels take CPU tensors, not {tensor.device}")
+    if tensor.dtype == torch.bfloat16:
+        return 1
+    if tensor.dtype != torch.float32:
+        refuse(f"native kernels take bf16 or fp32, not {tensor.dtype}")
+    return 0
 
 
 @functools.cache

@@ -4,13 +4,43 @@ import dataclasses
 
 import torch
 
-from penstock.kernels.exactness import probe
+from penstock.kernels.exactness import AttentionShape, probe
+
+KINDS = (
+    AttentionShape(query_heads=2, groups=1, head=64),
+    AttentionShape(query_heads=4, groups=2, head=32, window=40, sinks=True, head_norm=True),
+    AttentionShape(query_heads=3, groups=1, head=48, value_size=32),
+)
 
 
 def test_every_operation_is_exact_here(kernels, dtype):
-    report = probe(kernels, dtype, linears=((96, 512), (64, 3072)), groups=1, query_heads=2)
-    assert report.inexact == () and len(report.checked) == 5
+    report = probe(kernels, dtype, linears=((96, 512), (64, 3072)), attentions=KINDS)
+    assert report.inexact == () and len(report.checked) == 8
     assert "row-exact" in report.sentence
+
+
+def test_each_kind_of_attention_is_asked(kernels):
+    """What only one kind runs is broken in turn, and that kind alone is named."""
+
+    def latent(compressed, norm, epsilon, *rest):
+        return kernels.store_latent(compressed, norm, compressed.shape[0], *rest)
+
+    def normed(qkv, *rest):
+        norms = (qkv.shape[0],) if len(rest) > 8 else ()
+        return kernels.rotate_and_store(qkv, *rest[: len(rest) - len(norms)], *norms)
+
+    def windowed(q, *rest):
+        window = rest[7] and rest[7] - (q.shape[0] > 20)
+        return kernels.paged_attention(q, *rest[:7], window, *rest[8:])
+
+    for change, kinds in (
+        ({"store_latent": latent}, KINDS[2:]),
+        ({"rotate_and_store": normed}, KINDS[1:2]),
+        ({"paged_attention": windowed}, KINDS[1:2]),
+    ):
+        broken = dataclasses.replace(kernels, **change)
+        report = probe(broken, torch.float32, linears=(), attentions=KINDS)
+        assert report.inexact == tuple(map(str, kinds)), change
 
 
 def test_the_probe_sees_rows_that_know_each_other(kernels):
@@ -24,7 +54,7 @@ def test_the_probe_sees_rows_that_know_each_other(kernels):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        report = probe(broken, torch.float32, linears=(), query_heads=1, groups=1, head=32)
+        report = probe(broken, torch.float32, linears=(), attentions=KINDS[:1])
     finally:
         torch.set_num_threads(threads)
     assert report.inexact == ("rms_norm",)

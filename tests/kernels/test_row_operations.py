@@ -57,6 +57,15 @@ def test_silu_mul(kernels, dtype, rows, size):
     assert torch.equal(kernels.silu_mul(gate_up[-1:]), out[-1:])
 
 
+def test_an_element_does_not_know_its_place_in_the_row(kernels, dtype):
+    """Whole vectors and what is left over at a row's end are computed by different code."""
+    gate_T1, up_T1 = torch.randn(2, 40, 1).to(dtype) * 4
+    each = kernels.silu_mul(torch.cat((gate_T1, up_T1), dim=1))
+    for size in (7, 8, 15, 16, 33, 40):
+        row = torch.cat((gate_T1[:size, 0], up_T1[:size, 0]))[None]
+        assert torch.equal(kernels.silu_mul(row)[0], each[:size, 0]), size
+
+
 def test_silu_mul_at_the_ends(kernels, dtype):
     gate = torch.tensor([0.0, -0.0, 100.0, -100.0, 1e30, -1e30, -87.5, 88.5, torch.nan]).to(dtype)
     out = kernels.silu_mul(torch.cat((gate, torch.ones_like(gate)))[None])[0]
