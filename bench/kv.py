@@ -3,9 +3,15 @@
     penstock bench kv [--quick] [--parts speed,large,...] [--json FILE]
 
 Parts: speed (every plane beside memcpy, bare NIXL and a bare socket), large (256 MB at once),
+load (hand-overs of 16 MB, four in flight, some hundred of them, beside one after the other),
 loopback (NIXL's own TCP settings beside ours), across (two network namespaces; needs root), pieces
 (256 B to 8 KB), control (one page there and back), idle, overlap (exposed after the last chunk),
 checked (digests of pages), prompts (KV shapes of known models), agents (NIXL's own costs).
+
+load prints one row per method and page size: GB/s one after the other and with four in flight, CPU
+seconds of both ends per GB of either, and what both are of the peer's under the same load (shm over
+memcpy, nixl over bare NIXL with four READs in flight; a copy has one core).
+
 Within a part methods take turns and bytes are verified outside the time. `python docs/draw.py`
 makes the picture of the JSON.
 """
@@ -21,6 +27,7 @@ from .planes.across import METHODS_ACROSS, measure_across, refusals
 from .planes.checked import checked_tables, measure_checked
 from .planes.control import control_tables, measure_idle, measure_round_trips
 from .planes.goals import NOT_RUN, goal_table
+from .planes.load import load_tables, measure_load
 from .planes.noise import own_seconds
 from .planes.pair import METHODS, PairError
 from .planes.prompts import GIB, measure_overlap, measure_prompts, overlap_tables, prompt_tables
@@ -34,6 +41,8 @@ PLANES = ("nixl", "shm", "tcp")
 SPEED = tuple(name for name in METHODS if name != "bare nixl-tcp, untuned")
 PIECES = ("memcpy", "bare nixl", "nixl")
 QUICK = ("memcpy", "bare nixl", "bare socket", "nixl", "shm", "tcp")
+LOAD = ("memcpy", "bare nixl", "nixl", "shm", "tcp")
+QUICK_LOAD = ("memcpy", "shm")
 QUICK_ACROSS = ("bare socket", "bare nixl-tcp", "tcp")
 TITLES = {
     "speed": "Pages between two processes",
@@ -70,6 +79,12 @@ def large(options: argparse.Namespace) -> list[Record]:
     sizes = sizes_of(options, "1024", "64,1024")
     names = LARGE[:4] if options.quick else LARGE
     return _each(options, "large", sizes, chosen(options, names), LARGE_OPERATION)
+
+
+def load(options: argparse.Namespace) -> list[Record]:
+    methods = chosen(options, QUICK_LOAD if options.quick else LOAD)
+    sizes = sizes_of(options, "1024", "16,64,1024")
+    return measure_load(methods, sizes, OPERATION, 2 if options.quick else 2 * options.rounds)
 
 
 def loopback(options: argparse.Namespace) -> list[Record]:
@@ -144,6 +159,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Record]]] = {
     for part in (
         speed,
         large,
+        load,
         loopback,
         across,
         pieces,
@@ -163,6 +179,7 @@ def tables(records: list[Record]) -> list[Table]:
     for part, title in TITLES.items():
         there = [one for one in records if one["part"] == part and one["method"] != NOT_RUN]
         made += speed_tables(title, there)
+    made += load_tables(records)
     made += refusals(records)
     made += control_tables(records)
     made += overlap_tables(records)

@@ -24,8 +24,9 @@ from ..protocol.messages import (
     Release,
     Renew,
 )
-from ..protocol.pages import PagePool
+from ..protocol.pages import PagePool, arranged
 from ..protocol.seams import Transport
+from .columns import CHECK_BYTES, Columns
 from .digests import Digests, digest_queue
 from .moves import Event, LeaseState, Moves
 from .plane import Plane
@@ -43,8 +44,7 @@ class Lease:
     incarnation: int = 0  # the reader's, from its first word on
     state: LeaseState = LeaseState.PUBLISHING
     pages: list[int] = field(default_factory=list)
-    generations: list[int] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)  # checked mode: of pages[:len(digests)]
+    columns: Columns = field(default_factory=Columns)  # what is said of each page
     published: int = 0  # pages[:published] were said to the reader
     first_tokens: FirstTokens | None = None
     ended_by: Event | None = None
@@ -116,11 +116,12 @@ class Holder:
 
     def publish(self, lease: Lease, pages: list[int], first: FirstTokens | None) -> None:
         """More sealed pages; with `first` (drawn tokens of the choices that go on) the last."""
-        self._pool.share(lease.pool_holder, pages)
+        fresh = arranged(pages)
+        self._pool.share(lease.pool_holder, fresh)
         if self._undigested is not None:
             self._undigested.add(lease, len(lease.pages), pages)
         lease.pages += pages
-        lease.generations += [self._pool.generation(page) for page in pages]
+        lease.columns.add((*self._pool.columns(fresh), b""))
         lease.first_tokens = first
         if lease.nothing_left:
             self._announce(lease)
@@ -159,7 +160,7 @@ class Holder:
             return due
         digested: dict[Lease, None] = {}
         for lease, _, digest in self._undigested.turn():
-            lease.digests.append(digest)
+            lease.columns.add((b"", b"", b"", digest.to_bytes(CHECK_BYTES, "little")))
             digested[lease] = None
         for lease in digested:
             self._announce(lease)
@@ -228,7 +229,8 @@ class Holder:
     def _announce(self, lease: Lease) -> None:
         """Say what can be said by now, and was not."""
         start = lease.published
-        lease.published = len(lease.pages if self._undigested is None else lease.digests)
+        columns = lease.columns
+        lease.published = columns.count if self._undigested is None else columns.digests
         self._send_blocks(lease, start)
         if lease.all_said and not lease.nothing_left:
             lease.state = self.moves.holder(lease.state, Event.LAST_BLOCK)
@@ -240,10 +242,7 @@ class Holder:
             Published(
                 lease.id,
                 start,
-                lease.pages[start:end],
-                lease.generations[start:end],
-                [self._pool.content(page) for page in lease.pages[start:end]],
-                lease.digests[start:end],
+                *lease.columns.part(start, end),
                 lease.first_tokens if lease.all_said or lease.nothing_left else None,
             ),
         )

@@ -4,18 +4,22 @@ from dataclasses import dataclass, field
 
 from ..protocol.messages import FirstTokens, Handoff, Peer
 from ..protocol.pages import PagePool
+from .columns import Columns
 from .moves import Event, ReadState
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRead:
-    """Blocks start..end on their way; given up after `limit`."""
+    """Blocks start..end on their way; given up after `limit`. Times are the reader's own."""
 
     start: int
     end: int
     size: int  # bytes
     posted: float
     limit: float
+
+
+NO_PAGES = memoryview(b"").cast("i")
 
 
 @dataclass(slots=True, eq=False)
@@ -30,17 +34,15 @@ class Incoming:
     holder: Peer
     arrived: float
     hashes: list[bytes]  # of the prompt's full blocks
-    tail: bytes  # of the partial one behind them, if there is one
+    content: bytes  # these, and the hash of the partial block behind them: what must be said
     total: int  # blocks of the whole prompt, a partial tail included
     state: ReadState = ReadState.WAITING
     pages: list[int] = field(default_factory=list)  # ours, one per block
+    local: memoryview = NO_PAGES  # the same as int32
     skipped: int = 0
     asked: int = 0
-    remote_pages: list[int] = field(default_factory=list)
-    generations: list[int] = field(default_factory=list)
-    said_hashes: list[bytes] = field(default_factory=list)  # what the holder says these blocks are
-    digests: list[int] = field(default_factory=list)  # checked mode: of these blocks' bytes
-    vetted: int = 0  # said_hashes[:vetted] are this prompt's
+    said: Columns = field(default_factory=Columns)  # what the holder says of the known blocks
+    vetted: int = 0  # blocks before this are this prompt's, as said
     reads: dict[int, OpenRead] = field(default_factory=dict)  # by ticket
     first_tokens: FirstTokens | None = None
     reserved: float = 0.0

@@ -11,13 +11,12 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from .nixl_lists import LOCAL, Lists, Row
+from .nixl_lists import LOCAL, ONE, Lists, Row
 from .targets import Counters, Indices
 
 GROUP = 64  # generations
 GROUP_BYTES = GROUP * 8
 NEAR = 32  # groups between two that are read too: 16 KB cost less than a second descriptor
-ONE = numpy.zeros(1, dtype=numpy.int32)
 FEW = 8  # pages for which Python beats numpy
 LITTLE = 32 << 10  # bytes: so many generations are read whole, or less than 1/128 of the pages
 AREA_GROUPS = 1024

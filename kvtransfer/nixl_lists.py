@@ -7,6 +7,7 @@ import numpy
 from .plane import PlaneError
 
 LOCAL = "NIXL_INIT_AGENT"  # NIXL's word for our own side of a transfer
+ONE = numpy.zeros(1, dtype=numpy.int32)  # the only descriptor of a list
 Row = tuple[int, int, int, int, int]  # address, bytes, device, stride in bytes, how many
 
 

@@ -13,7 +13,7 @@ import msgspec
 from ..protocol.memory import PageMemory
 from .nixl_generations import generation_rows, group_words
 from .nixl_lists import Agents, Lists, memory_kind, strided
-from .nixl_staging import UNIT, check_staging
+from .nixl_staging import SEQUENCES_BYTES, UNIT, check_staging
 from .nixl_words import Metadata
 from .plane import PlaneError
 from .targets import check_page_bytes
@@ -30,7 +30,7 @@ class Peer:
     pages: Any = None  # prepared lists: one descriptor per page, per group of generations,
     generations: Any = None
     all_generations: Any = None  # one descriptor for all of them
-    units: Any = None  # per unit of staging and per slot's sequence; None where it has no staging
+    units: Any = None  # per unit of staging, all sequences; None where it has no staging
     sequences: Any = None
     group_words: int = 0
     by_piece: str = "it offers no gather"  # why its pages are not gathered; "" where they are
@@ -145,7 +145,7 @@ class Peers:
         if (staging := words.staging) is not None:
             units = staging.slots * staging.slot_bytes // UNIT
             peer.units = lists.prepare(agent, [strided(staging.address, UNIT, units)])
-            sequences = strided(staging.sequences_address, 8, staging.slots)
+            sequences = strided(staging.sequences_address, SEQUENCES_BYTES, 1)
             peer.sequences = lists.prepare(agent, [sequences])
             peer.by_piece = ""
 

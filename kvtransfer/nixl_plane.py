@@ -31,9 +31,9 @@ from .nixl_gather import Gather
 from .nixl_generations import Landing
 from .nixl_lists import LOCAL, Agents, Lists, memory_kind, strided
 from .nixl_peers import Peers
-from .nixl_reads import Phase, Read, Reading, split
+from .nixl_reads import Phase, Read, Reading, breaks_of, split
 from .nixl_serving import Serving
-from .nixl_staging import no_gather_because
+from .nixl_staging import no_gather_because, pieces_worth_gathering
 from .nixl_transfers import Transfers
 from .nixl_words import Ask, Done, Metadata, decode
 from .plane import Completion, PlaneError, PlaneSettings
@@ -41,6 +41,7 @@ from .targets import Targets, pages_of_read
 
 POSTING_SECONDS = 0.0005  # per call of progress; over CMA posting is the copying itself
 POLL_SECONDS = 0.0005  # UCX completes some reads only when the holder makes progress
+SERVING_SECONDS = 0.0005  # per call of progress
 SERVING_POLL_SECONDS = 0.00005  # while a reader waits for pages to be packed
 
 
@@ -118,7 +119,8 @@ class NixlPlane:
             return f"pages read by piece: {self._by_piece}"
         reasons = {peer.by_piece for peer in self._peers.all() if peer.by_piece}
         found = f", by piece from some peers: {'; '.join(sorted(reasons))}" if reasons else ""
-        return f"scattered pages gathered by the holder{found}"
+        pieces = pieces_worth_gathering(self._memory.page_bytes)
+        return f"{pieces} or more scattered pages gathered by the holder{found}"
 
     @property
     def refused(self) -> int:
@@ -165,10 +167,12 @@ class NixlPlane:
         theirs, ours, wanted = pages_of_read(
             remote, local, expected, peer.words.page_count, self._memory.page_count
         )
-        ends, pieces = split(theirs, ours, self._bytes_per_post // self._memory.page_bytes)
-        gathered = self._gather is not None and self._gather.suits(peer, len(theirs), pieces)
-        if self._gather and gathered:
-            ends = self._gather.ends(len(theirs))
+        count, breaks = len(theirs), breaks_of(theirs, ours)
+        if self._gather and self._gather.suits(peer, count, len(breaks) + 1):
+            gathered, ends = True, self._gather.ends(count)
+        else:
+            most = self._bytes_per_post // self._memory.page_bytes
+            gathered, ends = False, split(count, breaks, most)
         self._targets.take(ours)
         self._tickets += 1
         read = Read(self._tickets, peer, theirs, ours, wanted, ends, gathered)
@@ -188,10 +192,7 @@ class NixlPlane:
         return ticket not in self._reads or self._reads[ticket].quiet
 
     def progress(self) -> list[Completion]:
-        if notifications := self._agent.get_new_notifs():  # this also serves those who read us
-            self._receive(notifications)
-        if self._serving and self._serving.busy:
-            self._serving.work()
+        self._serve()
         if self._gather and self._gather.busy:
             self._gather.poll()
         if not self._reads:
@@ -229,6 +230,20 @@ class NixlPlane:
         for part in (self._reading, self._transfers, self._landing, self._agents, self._lists):
             part.close()
         self._agent = None
+
+    def _serve(self) -> None:
+        """Hear what others say. UCX answers those who read us meanwhile, so it is done again after
+        each slotful that is packed."""
+        until = 0.0
+        while True:
+            if notifications := self._agent.get_new_notifs():
+                self._receive(notifications)
+            if self._serving is None or not self._serving.busy:
+                return
+            now = time.monotonic()
+            until = until or now + SERVING_SECONDS
+            if now >= until or not self._serving.pack_next():
+                return
 
     def _receive(self, notifications: dict[str, list[bytes]]) -> None:
         for sender, messages in notifications.items():
@@ -277,7 +292,7 @@ class NixlPlane:
         completions: list[Completion] = []
         for read in [read for read in self._reads.values() if read.done or read.failed]:
             if not read.reported:
-                if self._gather and read.asks:
+                if self._gather and read.unchecked:
                     self._gather.drop(read)
                 generations = () if read.failed else read.generations()
                 read.reported = True

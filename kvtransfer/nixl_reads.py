@@ -18,6 +18,7 @@ from .targets import Counters, Indices
 PIECES_PER_POST = 256  # a descriptor costs 2.4 us to post, so this many stay under a millisecond
 PAGES_PER_POST = 16384  # where they lie together: an index costs 13 ns
 GROUPS_PER_POST = 256
+NO_BREAKS: Indices = numpy.zeros(0, dtype=numpy.int32)
 POSTS_IN_FLIGHT = 8  # per read: keeps a fast link full between two calls of progress
 
 
@@ -46,7 +47,8 @@ class Read:
     room: Room | None = None  # where its generations land
     posted: int = 0  # parts of this phase
     parts: int = 0  # of this phase in all
-    asks: int = 0  # parts that travel through staging, not yet in our pages
+    unread: int = 0  # parts that travel through staging, not yet in our pages
+    unchecked: int = 0  # the same, or there but not yet known to be what was asked for
     transfers: list[Transfer] = field(default_factory=list)  # posted, end not yet known
     failed: str = ""
     reported: bool = False
@@ -72,20 +74,37 @@ class Read:
     def data_part(self) -> slice:
         return slice(self.ends[self.posted - 1] if self.posted else 0, self.ends[self.posted])
 
+    def start_again(self) -> None:
+        """None of its data is known to be what was asked for."""
+        self.phase = Phase.DATA
+        self.posted, self.parts = 0, len(self.ends)
+
+    def wait_again(self) -> None:
+        """Some of its data comes anew; the generations are read again after that."""
+        if self.phase is not Phase.DATA:
+            self.phase = Phase.DATA
+            self.posted = self.parts = len(self.ends)
+
     def generations(self) -> tuple[int, ...]:
         assert self.room and self.groups
         return self.room.values(self.groups)
 
 
-def split(remote: Indices, local: Indices, most: int) -> tuple[list[int], int]:
-    """Ends of parts of at most `most` pages and PIECES_PER_POST pieces; pieces in all, or more."""
-    count = len(remote)
-    if count == 1:
-        return [1], 1
+def breaks_of(remote: Indices, local: Indices) -> Indices:
+    """Where a new piece begins: pages that follow each other on both sides are one."""
+    if len(remote) == 1:
+        return NO_BREAKS
+    together = (remote[1:] - remote[:-1] == 1) & (local[1:] - local[:-1] == 1)
+    return numpy.flatnonzero(~together).astype(numpy.int32) + 1
+
+
+def split(count: int, breaks: Indices, most: int) -> list[int]:
+    """Ends of parts of at most `most` pages and PIECES_PER_POST pieces."""
     most = max(1, min(most, PAGES_PER_POST))
+    if count <= most and len(breaks) < PIECES_PER_POST:
+        return [count]
     if most <= PIECES_PER_POST:  # wherever they lie: not worth looking
-        return [*range(most, count, most), count], count
-    breaks = numpy.flatnonzero((numpy.diff(remote) != 1) | (numpy.diff(local) != 1)) + 1
+        return [*range(most, count, most), count]
     ends: list[int] = []
     end = 0
     while end < count:
@@ -93,7 +112,7 @@ def split(remote: Indices, local: Indices, most: int) -> tuple[list[int], int]:
         full = int(breaks[nearest]) if nearest < len(breaks) else count
         end = min(end + most, full)
         ends.append(end)
-    return ends, len(breaks) + 1
+    return ends
 
 
 class Reading:
@@ -140,8 +159,10 @@ class Reading:
         if read.failed:
             return False
         if read.posted < read.parts:
-            return len(read.transfers) + read.asks < POSTS_IN_FLIGHT
-        if read.transfers or read.asks or read.phase is Phase.DONE:
+            return len(read.transfers) < POSTS_IN_FLIGHT
+        if read.transfers or read.unread or read.phase is Phase.DONE:
+            return False
+        if read.unchecked and read.phase is Phase.AFTER:
             return False
         if read.phase is Phase.BEFORE and self._stale(read):
             read.failed = STALE

@@ -16,21 +16,21 @@ import numpy
 
 from ..protocol.memory import PageMemory
 from .nixl_lists import Agents, Lists
-from .nixl_staging import SLOT_BYTES, Slots, page_rows, pages_per_slot
-from .nixl_words import Ask, Done, Ready, Refused, Staging, encode
+from .nixl_staging import SLOT_BYTES, SLOTS, Sequences, Slots, page_rows, pages_per_slot
+from .nixl_words import MOST_PAGES_PER_ASK, Ask, Done, Ready, Refused, Staging, encode
 from .targets import Indices
 
-SLOTS = 16
 SLOT_SECONDS = 2.0
-SLOTS_PER_READER = 4  # a stopped reader cannot take the others' share
-ASKS_PER_READER = 16
-ASKS = 256
+SLOTS_PER_READER = 8  # a stopped reader cannot take the others' share
+ASKED_PER_READER = 32  # slotfuls
+ASKED = 512
 READERS_KEPT = 128
-SERVING_SECONDS = 0.0005  # per call of progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
+    """A slotful that waits."""
+
     reader: str
     number: int
     pages: Indices
@@ -61,7 +61,8 @@ class Serving:
         self._token = token
         self._lose = lose
         self._pages = page_rows(memory)
-        self._slots = Slots(SLOTS, lists)
+        self._slots = Slots(lists)
+        self._sequences = Sequences(1, lists)
         self._free = list(range(SLOTS))
         self._granted: dict[tuple[str, int], _Grant] = {}  # oldest first
         self._held: dict[str, int] = {}  # slots by reader
@@ -70,7 +71,7 @@ class Serving:
 
     @property
     def staging(self) -> Staging:
-        return Staging(self._slots.address, SLOT_BYTES, SLOTS, self._slots.sequences_address)
+        return Staging(self._slots.address, SLOT_BYTES, SLOTS, self._sequences.address)
 
     @property
     def busy(self) -> bool:
@@ -80,45 +81,47 @@ class Serving:
         if ask.token != self._token or not self._know(sender, ask.nixl):
             self.refused += 1
             return
-        pages = self._pages_of(ask)
-        waiting = [asked for asked in self._asked if asked.reader == sender]
-        if isinstance(pages, str):
+        parts = self._parts_of(ask)
+        waiting = [asked.number for asked in self._asked if asked.reader == sender]
+        if isinstance(parts, str):
             self.refused += 1
-            self._answer(sender, Refused(ask.number, pages))
-        elif len(waiting) >= ASKS_PER_READER or len(self._asked) >= ASKS:
+            self._answer(sender, Refused(ask.number, parts))
+        elif len(waiting) + len(parts) > ASKED_PER_READER or len(self._asked) >= ASKED:
             self._answer(sender, Refused(ask.number, "too many asks are waiting"))
-        elif (sender, ask.number) in self._granted or any(
-            asked.number == ask.number for asked in waiting
+        elif not {*waiting, *self._granted_to(sender)}.isdisjoint(
+            numbers := range(ask.number, ask.number + len(parts))
         ):
             self.refused += 1
         else:
-            self._asked.append(_Asked(sender, ask.number, pages))
+            for number, pages in zip(numbers, parts, strict=True):
+                self._asked.append(_Asked(sender, number, pages))
 
     def done(self, sender: str, done: Done) -> None:
         if done.token != self._token:
             self.refused += 1
-        elif grant := self._granted.pop((sender, done.number), None):
-            self._take_back(sender, grant)
-        else:
-            for asked in [asked for asked in self._asked if asked.reader == sender]:
-                if asked.number == done.number:
-                    self._asked.remove(asked)
+            return
+        numbers = set(done.numbers)
+        for number in numbers:
+            if grant := self._granted.pop((sender, number), None):
+                self._take_back(sender, grant)
+        for asked in [asked for asked in self._asked if asked.reader == sender]:
+            if asked.number in numbers:
+                self._asked.remove(asked)
 
-    def work(self) -> None:
-        """Pack what waits, oldest first, as long as there are slots and time."""
+    def pack_next(self) -> bool:
+        """Pack what waits longest; False where nothing waits or no slot is free."""
         now = time.monotonic()
-        for (reader, number), grant in list(self._granted.items()):
+        while self._granted:
+            (reader, number), grant = next(iter(self._granted.items()))
             if now - grant.since < SLOT_SECONDS:
                 break
             del self._granted[reader, number]
             self._take_back(reader, grant)
-        until = now + SERVING_SECONDS
-        while self._free and now < until:
-            asked = self._next()
-            if asked is None:
-                return
-            self._pack(asked, now)
-            now = time.monotonic()
+        asked = self._next() if self._free else None
+        if asked is None:
+            return False
+        self._pack(asked, now)
+        return True
 
     def close(self) -> None:
         self._agent = None
@@ -135,12 +138,13 @@ class Serving:
 
     def _pack(self, asked: _Asked, now: float) -> None:
         slot = self._free.pop()
-        self._slots.sequences[slot] += 1  # before a byte of it changes
+        sequences = self._sequences.words[0]
+        sequences[slot] += 1  # before a byte of it changes
         rows = self._slots.rows(slot, self._memory.page_bytes, len(asked.pages))
         numpy.take(self._pages, asked.pages, out=rows, mode="clip")  # "raise" would copy twice
         grant = _Grant(slot, now)
         self._held[asked.reader] = self._held.get(asked.reader, 0) + 1
-        ready = Ready(asked.number, slot, int(self._slots.sequences[slot]))
+        ready = Ready(asked.number, slot, int(sequences[slot]))
         if self._answer(asked.reader, ready):
             self._granted[asked.reader, asked.number] = grant
         else:
@@ -152,15 +156,19 @@ class Serving:
         if not self._held[reader]:
             del self._held[reader]
 
-    def _pages_of(self, ask: Ask) -> Indices | str:
-        """The pages asked for, or what is wrong with them."""
+    def _granted_to(self, reader: str) -> list[int]:
+        return [number for other, number in self._granted if other == reader]
+
+    def _parts_of(self, ask: Ask) -> list[Indices] | str:
+        """The pages asked for by slotfuls, or what is wrong with them."""
         length = len(ask.pages)
-        if length % 4 or not 0 < length // 4 <= pages_per_slot(self._memory.page_bytes):
-            return f"{length} bytes name no pages that fit a slot"
+        if length % 4 or not 0 < length // 4 <= MOST_PAGES_PER_ASK:
+            return f"{length} bytes name no pages, or more than {MOST_PAGES_PER_ASK}"
         pages = numpy.frombuffer(ask.pages, dtype="<i4")
         if pages.min() < 0 or pages.max() >= self._memory.page_count:
             return f"a page is outside the pool of {self._memory.page_count} pages"
-        return pages
+        step = pages_per_slot(self._memory.page_bytes)
+        return [pages[start : start + step] for start in range(0, len(pages), step)]
 
     def _know(self, sender: str, metadata: bytes) -> bool:
         """Have the sender's agent loaded, so that it can be answered."""

@@ -32,11 +32,20 @@ class Transfers:
         self._stuck: list[Any] = []  # kept, because letting go of a handle releases it
 
     def start(
-        self, peer: Peer, ours: Any, local: Indices, theirs: Any, remote: Indices
+        self,
+        peer: Peer,
+        ours: Any,
+        local: Indices,
+        theirs: Any,
+        remote: Indices,
+        word: bytes = b"",
     ) -> Transfer:
-        """Read descriptors `remote` of list `theirs` into descriptors `local` of list `ours`."""
+        """Read descriptors `remote` of list `theirs` into descriptors `local` of list `ours`.
+
+        Their owner is told `word` once they are read.
+        """
         try:
-            handle = self._agent.make_prepped_xfer("READ", ours, local, theirs, remote)
+            handle = self._agent.make_prepped_xfer("READ", ours, local, theirs, remote, word)
         except Exception as error:
             return Transfer(peer, None, True, f"NIXL refused the read: {error!r}")
         transfer = Transfer(peer, handle)

@@ -19,7 +19,7 @@ class Staging(msgspec.Struct, frozen=True, array_like=True):
     sequences_address: int
 
 
-class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="nixl-2"):
+class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="nixl-3"):
     agent: str
     device: str
     pages_address: int
@@ -32,19 +32,23 @@ class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="nixl-2"):
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """Reader to holder: pack these pages (int32, little-endian) into a slot."""
+    """Reader to holder: pack these pages (int32, little-endian), a slotful at a time.
+
+    The slotfuls are `number`, `number` + 1 and so on; the last one may be shorter. The numbers are
+    the reader's own, and never used twice.
+    """
 
     token: bytes
-    number: int  # the reader's own; never used twice
+    number: int
     pages: bytes
     nixl: bytes  # the reader's agent, so that it can be answered
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """Reader to holder: the ask's slot is no longer needed, or never will be."""
+    """Reader to holder: these slotfuls are no longer needed, or never will be."""
 
     token: bytes
-    number: int
+    numbers: list[int]
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
@@ -56,7 +60,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """Holder to reader: not packed, and why."""
+    """Holder to reader: nothing of an ask is packed, and why. `number` is its first."""
 
     number: int
     reason: str

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ..protocol.memory import PageMemory
 
+Numbers = Sequence[int]  # of pages, or their generations in the same order
 STALE = "a page was granted again before it was read"  # Completion.failed of such a read
 
 
@@ -66,11 +67,7 @@ class Plane(Protocol):
         ...
 
     def read(
-        self,
-        endpoint: str,
-        remote: Sequence[int],
-        local: Sequence[int],
-        expected: Sequence[int] | None = None,
+        self, endpoint: str, remote: Numbers, local: Numbers, expected: Numbers | None = None
     ) -> int:
         """Read remote pages into local ones (same length); returns a ticket. Raises PlaneError.
 

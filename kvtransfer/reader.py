@@ -6,9 +6,9 @@ if it holds what this prompt hashes to, and counts only if the generation read a
 published one and, in checked mode, if its bytes have the published digest.
 """
 
+from array import array
 from collections import Counter
 
-from ..protocol import blockhash
 from ..protocol.messages import (
     Agent,
     Compatibility,
@@ -23,8 +23,10 @@ from ..protocol.messages import (
 from ..protocol.pages import PagePool
 from ..protocol.seams import Transport
 from .digests import Digests, digest_queue
+from .hearing import begun, hashes_of, take_in
 from .incoming import Allowance, Incoming, Lost, Movement, OpenRead, ReaderSettings
 from .moves import Event, Moves, ReadState
+from .own_time import OwnTime
 from .pace import Paces
 from .plane import STALE, Completion, OutsidePool, Plane, PlaneError
 from .ways import Ways
@@ -35,7 +37,6 @@ from .words import (
     Refusals,
     objection_to_content,
     objection_to_handoff,
-    objection_to_published,
 )
 
 
@@ -62,6 +63,7 @@ class Reader:
         self.incoming: dict[tuple[str, int], Incoming] = {}  # by holder endpoint and lease
         self._ways = Ways(transport, plane, compatibility)
         self._paces = Paces()
+        self._own = OwnTime()  # what deadlines of reads are measured in
         self._unchecked = digest_queue(compatibility, digests)
         self._refusals = Refusals()
         self._by_ticket: dict[int, Incoming] = {}
@@ -156,6 +158,7 @@ class Reader:
 
     def turn(self, allowance: Allowance, now: float) -> float:
         """Admit, post, collect, check, renew. Returns when to look again."""
+        self._own.look(now)
         self._collect(now)
         self._check(now)
         for ticket in [ticket for ticket in self._unquiet if self._plane.quiet(ticket)]:
@@ -167,13 +170,10 @@ class Reader:
             self._advance(incoming, now)
         if len(self._by_ticket) > tickets:  # posted just now: on one host it may be done already
             self._collect(now)
-            for incoming in list(self.incoming.values()):
-                self._advance(incoming, now)
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + self._settings.renew_every
-        ended = any(one.all_read for one in self.incoming.values())  # by the second collect
-        if ended or self._unchecked is not None and self._unchecked.busy:
+        if self._unchecked is not None and self._unchecked.busy:
             return now
         return self._renew_at if self.incoming else float("inf")
 
@@ -189,7 +189,7 @@ class Reader:
             if incoming.state is not ReadState.PULLING:
                 continue  # lost by an earlier block of this turn
             incoming.progressed = now
-            if digest == incoming.digests[block]:
+            if digest == incoming.said.digest(block):
                 self._arrived(incoming, block, block + 1)
             else:
                 reason = f"block {block} is corrupt: its bytes are not those that were published"
@@ -214,6 +214,7 @@ class Reader:
             taken = self._pool.take(incoming.pool_holder, missing)
             assert taken is not None
             incoming.pages = skipped + taken
+            incoming.local = memoryview(array("i", incoming.pages))
             incoming.skipped = incoming.asked = len(skipped)
             incoming.reserved = incoming.progressed = now
             incoming.state = self.moves.reader(incoming.state, Event.RESERVED)
@@ -226,8 +227,8 @@ class Reader:
             if self._movement.stood(incoming.arrived, now) > self._settings.waiting_seconds:
                 self._lose(incoming, Event.TIMED_OUT, "no pages became free in time")
         elif incoming.state is ReadState.PULLING:
-            self._post(incoming, now)
-            if any(read.limit < now for read in incoming.reads.values()):
+            self._post(incoming)
+            if any(self._own.late(read.limit) for read in incoming.reads.values()):
                 self._paces.late(incoming.holder.endpoint)
                 self._lose(incoming, Event.TIMED_OUT, Event.TIMED_OUT.value)
             elif incoming.state is not ReadState.PULLING or self._being_checked(incoming):
@@ -240,19 +241,19 @@ class Reader:
     def _being_checked(self, incoming: Incoming) -> bool:
         return self._unchecked is not None and self._unchecked.waits(incoming)
 
-    def _post(self, incoming: Incoming, now: float) -> None:
+    def _post(self, incoming: Incoming) -> None:
         endpoint = incoming.holder.endpoint
-        known = len(incoming.remote_pages)
+        said, known = incoming.said, incoming.said.count
         if incoming.asked >= known or not self._ways.is_open(endpoint) or not self._vet(incoming):
             return
         start, incoming.asked = incoming.asked, known
-        local = incoming.pages[start:known]
+        local = incoming.local[start:known]
         try:
             ticket = self._plane.read(
                 endpoint,
-                incoming.remote_pages[start:known],
+                said.pages(start, known),
                 local,
-                incoming.generations[start:known],
+                said.generations(start, known),
             )
         except OutsidePool as error:
             self._object(incoming, (Offence.OUT_OF_RANGE, str(error)))
@@ -263,32 +264,30 @@ class Reader:
         self._pool.expect(("read", ticket), local)
         self._by_ticket[ticket] = incoming
         size = (known - start) * self._settings.page_bytes
-        limit = now + self._settings.read_seconds + self._paces.begun(endpoint, size)
-        incoming.reads[ticket] = OpenRead(start, known, size, now, limit)
-
-    def _vet(self, incoming: Incoming) -> bool:
-        """Every block so far is one of this prompt's? If the workers misfit, that is the reason."""
-        fault = objection_to_content(incoming, self._unchecked is not None)
-        if fault is not None:
-            self._object(incoming, fault)
-        return fault is None
+        posted = self._own.now
+        limit = posted + self._settings.read_seconds + self._paces.begun(endpoint, size)
+        incoming.reads[ticket] = OpenRead(start, known, size, posted, limit)
 
     def _completed(self, completion: Completion, now: float) -> None:
         incoming = self._by_ticket.pop(completion.ticket, None)
         if incoming is None:
             return
+        read = incoming.reads.pop(completion.ticket, None)
+        good = completion.quiet and not completion.failed
+        stale = completion.failed == STALE
+        if good and read is not None:
+            stale = not incoming.said.are_at(completion.generations, read.start, read.end)
+            if not stale and self._unchecked is None and incoming.all_read:
+                self._finish(incoming, now)  # first of all: the holder's pages wait for the word
         if completion.quiet:
             self._pool.quiet(("read", completion.ticket))
         else:
             self._unquiet[completion.ticket] = incoming
-        read = incoming.reads.pop(completion.ticket, None)
         if read is None:
             return  # ended before; only the quiet above mattered
-        good = completion.quiet and not completion.failed
-        seconds = now - read.posted if good else 0.0
+        seconds = self._own.now - read.posted if good else 0.0
         self._paces.ended(incoming.holder.endpoint, read.size, seconds)
-        stale = list(completion.generations) != incoming.generations[read.start : read.end]
-        if completion.failed == STALE or good and stale:
+        if stale:
             self._lose(incoming, Event.STALE, Event.STALE.value)
         elif not good:
             reason = completion.failed or "the plane does not say that it has ended"
@@ -304,8 +303,8 @@ class Reader:
         count = (end - start) * self._settings.page_bytes
         incoming.bytes_read += count
         self.bytes_read += count
-        for block in range(start, min(end, len(incoming.hashes))):
-            self._pool.seal(incoming.pages[block], incoming.hashes[block])
+        full = incoming.hashes[start:end]
+        self._pool.seal_blocks(incoming.local[start : start + len(full)], full)
 
     # --- beginnings and ends -------------------------------------------------------------------
 
@@ -314,45 +313,31 @@ class Reader:
         if key in self.incoming:
             return  # said twice
         fault = self._ways.past(sender) or objection_to_handoff(handoff, self._settings.vocabulary)
-        hashes, tail = self._hashes(handoff) if fault is None else ([], b"")
-        total = -(-len(handoff.prefill.token_ids) // self._settings.page_slots)
-        self.incoming[key] = incoming = Incoming(handoff, sender, now, hashes, tail, total)
+        hashes, tail = [], b""
+        if fault is None:
+            hashes, tail = hashes_of(handoff, self._compatibility, self._settings.page_slots)
+        self.incoming[key] = incoming = begun(handoff, sender, now, hashes, tail)
         if fault is not None:
             self._object(incoming, fault)
-        elif total > self._pool.page_count:
-            reason = f"{total} pages are needed, and there are {self._pool.page_count}"
+        elif incoming.total > self._pool.page_count:
+            reason = f"{incoming.total} pages are needed, and there are {self._pool.page_count}"
             self._lose(incoming, Event.REFUSED, reason)
         else:
             self._ways.make(sender)
 
-    def _hashes(self, handoff: Handoff) -> tuple[list[bytes], bytes]:
-        """Of the prompt's full blocks, and of the partial one behind them."""
-        model, prefill = self._compatibility, handoff.prefill
-        tokens, slots = prefill.token_ids, self._settings.page_slots
-        root = blockhash.root(model.model, model.numeric_class, prefill.cache_salt)
-        hashes = blockhash.extend(root, tokens, slots)
-        return hashes, blockhash.tail(root, hashes, tokens, slots)
-
     def _published(self, incoming: Incoming, message: Published, now: float) -> None:
-        fault = objection_to_published(incoming, message, self._settings.vocabulary)
+        fault = take_in(incoming, message, self._settings.vocabulary, now)
         if fault is not None:
             self._object(incoming, fault)
-            return
-        known = len(incoming.remote_pages)
-        if message.first_block > known:
-            return  # something between was lost; the next Renew brings it again
-        fresh = known - message.first_block
-        incoming.remote_pages += message.pages[fresh:]
-        incoming.generations += message.generations[fresh:]
-        incoming.said_hashes += message.hashes[fresh:]
-        incoming.digests += message.digests[fresh:]
-        if message.first_tokens is not None:
-            incoming.first_tokens = message.first_tokens
-            incoming.last_published = incoming.last_published or now
-        if fresh < len(message.pages):  # what was only said again is no progress
-            incoming.progressed = now
-        if self._ways.is_open(incoming.holder.endpoint):
+        elif self._ways.is_open(incoming.holder.endpoint):
             self._vet(incoming)
+
+    def _vet(self, incoming: Incoming) -> bool:
+        """Every block so far is one of this prompt's? If the workers misfit, that is the reason."""
+        fault = objection_to_content(incoming, self._unchecked is not None)
+        if fault is not None:
+            self._object(incoming, fault)
+        return fault is None
 
     def _object(self, incoming: Incoming, fault: Fault) -> None:
         """The holder said what cannot be: nothing more of this hand-over is believed."""
@@ -396,5 +381,5 @@ class Reader:
             self._ways.repeat(endpoint)
             for start in range(0, len(ones), MOST_RENEWED):
                 part = ones[start : start + MOST_RENEWED]
-                known = [len(one.remote_pages) for one in part]
+                known = [one.said.count for one in part]
                 self._transport.send(endpoint, Renew([one.handoff.lease for one in part], known))

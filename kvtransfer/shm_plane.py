@@ -13,13 +13,14 @@ A page of a peer is mapped when it is first read, which costs a tenth of a milli
 Mapping all of it ahead would be no cheaper and would make the kernel give the peer every page.
 """
 
+import fcntl
 import mmap
 import os
 import platform
 import select
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 from operator import getitem, setitem
@@ -30,12 +31,12 @@ import msgspec
 import numpy
 
 from ..protocol.memory import PageMemory
-from .plane import STALE, Completion, PlaneError, PlaneSettings
+from .known_peers import KnownPeer, KnownPeers
+from .plane import STALE, Completion, Numbers, PlaneError, PlaneSettings
 from .targets import (
     Counters,
     Indices,
     Targets,
-    check_page_bytes,
     page_bytes_view,
     pages_of_read,
     require_host_memory,
@@ -65,11 +66,7 @@ class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="shm-1"):
 
 
 @dataclass(slots=True, eq=False)
-class _Peer:
-    endpoint: str
-    incarnation: int
-    metadata: bytes
-    words: Metadata
+class _Peer(KnownPeer[Metadata]):
     process: int  # pidfd
     mapping: mmap.mmap
     pages: memoryview = field(init=False)
@@ -130,6 +127,8 @@ class ShmPlane:
         require_host_memory(memory, self.name)
         if memory.file < 0:
             raise PlaneError("the shm plane needs pages in a memory file")
+        if not _keeps_its_size(memory.file):
+            raise PlaneError("the shm plane needs a memory file that is sealed against shrinking")
         self._memory = memory
         # Time is what bounds a call on a fast machine; each call costs a look at the peer.
         self._bytes_per_call = 4 * max(1, settings.bytes_per_post)
@@ -144,7 +143,9 @@ class ShmPlane:
         self._metadata = msgspec.msgpack.encode(_describe(memory))
         self._pages = page_bytes_view(memory)
         self._targets = Targets(memory.page_count)
-        self._peers: dict[str, _Peer] = {}
+        self._peers: KnownPeers[Metadata, _Peer] = KnownPeers(
+            self.name, Metadata, memory.page_bytes
+        )
         self._reads: deque[_Read] = deque()
         self._ended: list[_Read] = []
         self._tickets = 0
@@ -153,23 +154,14 @@ class ShmPlane:
         return self._metadata
 
     def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
-        known = self._peers.get(endpoint)
-        if known and known.incarnation > incarnation:
-            raise PlaneError(f"{endpoint} is known under a newer incarnation")
-        if known and known.metadata == metadata and known.alive:
-            known.incarnation = incarnation
+        if (words := self._peers.news(endpoint, incarnation, metadata)) is None:
             return
-        try:
-            words = msgspec.msgpack.decode(metadata, type=Metadata)
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise PlaneError(f"{endpoint} sent no shm metadata: {error}") from error
-        check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
         process, mapping = _open(endpoint, words)
         self.remove_peer(endpoint)
-        self._peers[endpoint] = _Peer(endpoint, incarnation, metadata, words, process, mapping)
+        self._peers.add(_Peer(endpoint, incarnation, metadata, words, process, mapping))
 
     def remove_peer(self, endpoint: str) -> None:
-        peer = self._peers.pop(endpoint, None)
+        peer = self._peers.remove(endpoint)
         if peer is None:
             return
         for read in [read for read in self._reads if read.peer is peer]:
@@ -177,15 +169,9 @@ class ShmPlane:
         peer.close()
 
     def read(
-        self,
-        endpoint: str,
-        remote: Sequence[int],
-        local: Sequence[int],
-        expected: Sequence[int] | None = None,
+        self, endpoint: str, remote: Numbers, local: Numbers, expected: Numbers | None = None
     ) -> int:
-        peer = self._peers.get(endpoint)
-        if peer is None:
-            raise PlaneError(f"{endpoint} is not a known peer")
+        peer = self._peers.named(endpoint)
         theirs, ours, counters = pages_of_read(
             remote, local, expected, peer.words.page_count, self._memory.page_count
         )
@@ -273,7 +259,7 @@ class ShmPlane:
         return bool(self._reads or self._ended)
 
     def close(self) -> None:
-        for peer in self._peers.values():
+        for peer in self._peers:
             peer.close()
         self._peers.clear()
         self._reads.clear()
@@ -316,20 +302,41 @@ def _open(endpoint: str, words: Metadata) -> tuple[int, mmap.mmap]:
         process = os.pidfd_open(words.pid)
         if _started(words.pid) != words.started:
             raise PlaneError(f"{endpoint} is gone: its pid {words.pid} is another process now")
-        file = os.open(f"/proc/{words.pid}/fd/{words.file}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            state = os.fstat(file)
-            if (state.st_ino, state.st_size) != (words.inode, words.file_bytes):
-                raise PlaneError(f"{endpoint}: descriptor {words.file} is not its memory file")
-            return process, mmap.mmap(file, words.file_bytes, prot=mmap.PROT_READ)
-        finally:
-            os.close(file)
+        return process, _map(endpoint, words)
     except (OSError, OverflowError, ValueError) as error:
         _close(process)
         raise PlaneError(f"{endpoint}: its memory file cannot be opened: {error}") from error
     except PlaneError:
         _close(process)
         raise
+
+
+def _map(endpoint: str, words: Metadata) -> mmap.mmap:
+    """The peer's memory file, to be read only. Raises PlaneError, OSError, ValueError."""
+    name = f"/proc/{words.pid}/fd/{words.file}"
+    # Non-blocking: opening what turns out to be a pipe would wait for its writer.
+    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        keeps_its_size = _keeps_its_size(file)  # asked before the size, which holds from then on
+        state = os.fstat(file)
+        if (state.st_ino, state.st_size) != (words.inode, words.file_bytes):
+            raise PlaneError(f"{endpoint}: descriptor {words.file} is not its memory file")
+        if not keeps_its_size:
+            raise PlaneError(
+                f"{endpoint}: its memory file is not sealed against shrinking (F_SEAL_SHRINK), "
+                "and a look beyond a new end would kill us: seal it, or use tcp or zmq"
+            )
+        return mmap.mmap(file, words.file_bytes, prot=mmap.PROT_READ)
+    finally:
+        os.close(file)
+
+
+def _keeps_its_size(file: int) -> bool:
+    """It can never become shorter: no seal can be taken away again."""
+    try:
+        return bool(fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:  # no memory file
+        return False
 
 
 def _close(file: int) -> None:

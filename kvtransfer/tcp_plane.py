@@ -9,23 +9,16 @@ noticed by the kernel's probes; a read's deadline belongs to the hand-over.
 import logging
 import select
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import msgspec
 import numpy
 
-from .asked_read import NO_COUNTERS, NO_PAGES, AskedRead
-from .plane import STALE, Completion, PlaneError, PlaneSettings
-from .targets import (
-    MOST_PAGES,
-    Targets,
-    check_page_bytes,
-    page_bytes_view,
-    pages_of_read,
-    require_host_memory,
-)
+from .asked_read import NO_COUNTERS, NO_PAGES, AskedRead, AskedReads
+from .known_peers import KnownPeer, KnownPeers
+from .plane import STALE, Completion, Numbers, PlaneError, PlaneSettings
+from .targets import MOST_PAGES, page_bytes_view, pages_of_read, require_host_memory
 from .tcp_holder import Holder
 from .tcp_link import Answer, Forged, Link, LinkLost, Part
 from .tcp_wire import Answered, Asked, Metadata, ask_frame, page_parts
@@ -40,11 +33,7 @@ log = logging.getLogger("penstock.tcp")
 
 
 @dataclass(slots=True, eq=False)
-class _Peer:
-    endpoint: str
-    incarnation: int
-    metadata: bytes
-    words: Metadata
+class _Peer(KnownPeer[Metadata]):
     link: Link | None = None
 
 
@@ -68,12 +57,11 @@ class TcpPlane:
             raise
         self._metadata = msgspec.msgpack.encode(self._holder.metadata)
         self._pages = page_bytes_view(self._memory)
-        self._targets = Targets(self._memory.page_count)
-        self._peers: dict[str, _Peer] = {}
+        self._peers: KnownPeers[Metadata, _Peer] = KnownPeers(
+            self.name, Metadata, self._memory.page_bytes
+        )
         self._linked: dict[int, _Peer] = {}  # by the descriptor of its link
-        self._reads: dict[int, AskedRead[_Peer]] = {}
-        self._ended: list[Completion] = []
-        self._tickets = 0
+        self._reads: AskedReads[_Peer] = AskedReads(self._memory.page_count)
         self._turns = 0
         self._refused = 0
         self._closed = False
@@ -102,24 +90,15 @@ class TcpPlane:
     # Peers
 
     def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
-        known = self._peers.get(endpoint)
-        if known and known.incarnation > incarnation:
-            raise PlaneError(f"{endpoint} is known under a newer incarnation")
-        if known and known.metadata == metadata:
-            known.incarnation = incarnation
+        if (words := self._peers.news(endpoint, incarnation, metadata)) is None:
             return
-        try:
-            words = msgspec.msgpack.decode(metadata, type=Metadata)
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise PlaneError(f"{endpoint} sent no tcp metadata: {error}") from error
-        check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
         peer = _Peer(endpoint, incarnation, metadata, words)
         self._connect(peer)  # now, so that the first read finds it connected
         self.remove_peer(endpoint)
-        self._peers[endpoint] = peer
+        self._peers.add(peer)
 
     def remove_peer(self, endpoint: str) -> None:
-        if peer := self._peers.pop(endpoint, None):
+        if peer := self._peers.remove(endpoint):
             self._disconnect(peer, "the peer was removed")
 
     def _connect(self, peer: _Peer) -> None:
@@ -135,39 +114,24 @@ class TcpPlane:
             del self._linked[peer.link.fileno()]
             peer.link.close()
             peer.link = None
-        for read in [read for read in self._reads.values() if read.peer is peer]:
-            self._end(read, reason, ())
+        self._reads.end_all_of(peer, reason)
 
     # Reads
 
     def read(
-        self,
-        endpoint: str,
-        remote: Sequence[int],
-        local: Sequence[int],
-        expected: Sequence[int] | None = None,
+        self, endpoint: str, remote: Numbers, local: Numbers, expected: Numbers | None = None
     ) -> int:
-        peer = self._peers.get(endpoint)
-        if peer is None:
-            raise PlaneError(f"{endpoint} is not a known peer")
-        theirs, ours, counters = pages_of_read(
-            remote, local, expected, peer.words.page_count, self._memory.page_count, MOST_PAGES
-        )
-        self._targets.take(ours)
-        try:
-            self._listen(peer)  # a connection that broke while nobody read is replaced
-            if peer.link is None:
-                self._connect(peer)
-        except PlaneError:
-            self._targets.give_back(ours)
-            raise
-        self._tickets += 1
-        self._reads[self._tickets] = AskedRead(self._tickets, peer, theirs, ours, counters)
-        return self._tickets
+        peer = self._peers.named(endpoint)
+        ours = self._memory.page_count
+        named = pages_of_read(remote, local, expected, peer.words.page_count, ours, MOST_PAGES)
+        self._listen(peer)  # a connection that broke while nobody read is replaced
+        if peer.link is None:
+            self._connect(peer)
+        return self._reads.begin(peer, *named)
 
     def abandon(self, ticket: int) -> None:
         if read := self._reads.get(ticket):
-            self._end(read, "abandoned", ())
+            self._fail(read, "abandoned")
 
     def quiet(self, ticket: int) -> bool:
         return ticket not in self._reads
@@ -182,7 +146,7 @@ class TcpPlane:
             else:
                 self._holder.hear(descriptor, events)
         self._holder.progress(self._bytes_per_call, perf_counter() + SECONDS_PER_CALL)
-        for read in list(self._reads.values()):
+        for read in self._reads:
             self._ask(read)
         waiting.rotate(self._turns)
         self._turns += 1
@@ -194,29 +158,26 @@ class TcpPlane:
                 waiting.append(peer)
             if perf_counter() > until:
                 break
-        ended, self._ended = self._ended, []
-        return ended
+        return self._reads.take_ended()
 
     @property
     def busy(self) -> bool:
-        return bool(self._reads or self._ended or self._holder.busy)
+        return bool(self._reads) or self._holder.busy
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        for peer in self._peers.values():
+        for peer in self._peers:
             self._disconnect(peer, "closed")
         self._peers.clear()
         self._holder.close()
         self._poll.close()
 
-    def _end(self, read: AskedRead[_Peer], failed: str, generations: tuple[int, ...]) -> None:
-        del self._reads[read.ticket]
-        self._targets.give_back(read.local)
-        if failed and read.peer.link is not None:
+    def _fail(self, read: AskedRead[_Peer], reason: str) -> None:
+        if read.peer.link is not None:
             read.peer.link.forget(read.ticket)
-        self._ended.append(Completion(read.ticket, failed, generations, True))
+        self._reads.end(read, reason)
 
     # Asking
 
@@ -244,7 +205,9 @@ class TcpPlane:
 
     def _places(self, part: Part) -> list[memoryview]:
         """Where the body of a part belongs."""
-        local = self._reads[part.ticket].local[part.pages]
+        read = self._reads.get(part.ticket)
+        assert read is not None  # what has ended was forgotten by the link
+        local = read.local[part.pages]
         return page_parts(self._pages, self._memory.page_bytes, local.tolist())
 
     def _listen(self, peer: _Peer) -> int:
@@ -274,9 +237,9 @@ class TcpPlane:
             case Answered.REFUSED:
                 reason = answer.payload.decode(errors="replace")
                 stale = reason == STALE
-                self._end(read, STALE if stale else f"{read.peer.endpoint} refused: {reason}", ())
+                self._fail(read, STALE if stale else f"{read.peer.endpoint} refused: {reason}")
             case Answered.GENERATIONS:
                 values = numpy.frombuffer(answer.payload, dtype="<u8").tolist()
-                self._end(read, "", tuple(values))
+                self._reads.end(read, "", tuple(values))
             case Answered.BODY:
                 pass  # in place

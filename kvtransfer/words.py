@@ -5,13 +5,21 @@ once per peer in the log. What honest peers say late (a lease that has ended mea
 """
 
 import logging
+from array import array
 from collections import Counter
+from contextlib import suppress
 from enum import Enum
+from typing import Literal
 
+import numpy
+
+from ..protocol.blockhash import DIGEST_BYTES
 from ..protocol.messages import Compatibility, FirstTokens, Handoff, Peer, Published
 from ..protocol.seen import Seen
+from .columns import CHECK_BYTES, GENERATION_BYTES, PAGE_BYTES, cut, packed
 from .incoming import Incoming
 
+FEW = 32  # numbers of which plain Python finds the smallest faster than numpy
 MOST_RENEWED = 4096  # leases in one Renew
 MOST_PEERS_SAID = 4096
 
@@ -65,7 +73,8 @@ def objection_to_handoff(handoff: Handoff, vocabulary: int) -> Fault | None:
     tokens, choices = handoff.prefill.token_ids, handoff.prefill.choices
     if not tokens or not choices:
         return Offence.BAD_LISTS, "a hand-over without tokens or choices"
-    if min(tokens) < 0 or max(tokens) >= vocabulary:
+    least, most = bounds(tokens)
+    if least < 0 or most >= vocabulary:
         return Offence.BAD_TOKENS, f"a token id lies outside the vocabulary of {vocabulary}"
     return None
 
@@ -73,24 +82,32 @@ def objection_to_handoff(handoff: Handoff, vocabulary: int) -> Fault | None:
 def objection_to_published(incoming: Incoming, message: Published, vocabulary: int) -> Fault | None:
     """What is wrong with this publication, whoever sent it. `objection_to_content` is for those
     of whom we know that they fit."""
-    count, first = len(message.pages), message.first_block
+    if fault := _objection_to_lengths(message):
+        return fault
+    first, count = message.first_block, len(message.pages) // PAGE_BYTES
     end = first + count
-    columns = (message.generations, message.hashes, message.digests)
-    lengths = tuple(map(len, columns))
-    if lengths not in ((count, count, 0), (count, count, count)):
-        said = f"{count} pages, {lengths[0]} generations, {lengths[1]} hashes"
-        return Offence.BAD_LISTS, f"{said} and {lengths[2]} digests in one publication"
     if first < 0 or end > incoming.total:
         return Offence.OUT_OF_RANGE, f"blocks {first} to {end} of {incoming.total} are published"
-    if count and min(message.pages) < 0:
-        return Offence.OUT_OF_RANGE, f"page {min(message.pages)} is published"
-    if count and min(message.generations) < 1:
+    if count and (page := smallest(message.pages, "i")) < 0:
+        return Offence.OUT_OF_RANGE, f"page {page} is published"
+    if count and smallest(message.generations, "Q") < 1:
         return Offence.WRONG_GENERATION, "a page that was never granted is published"
     if message.first_tokens is not None:
         fault = _objection_to_first(incoming, message.first_tokens, end, vocabulary)
         if fault is not None:
             return fault
     return _contradiction(incoming, message)
+
+
+def _objection_to_lengths(message: Published) -> Fault | None:
+    pages, generations = len(message.pages), len(message.generations)
+    hashes, digests = len(message.hashes), len(message.digests)
+    count, rest = divmod(pages, PAGE_BYTES)
+    good = not rest and generations == count * GENERATION_BYTES and hashes == count * DIGEST_BYTES
+    if good and digests in (0, count * CHECK_BYTES):
+        return None
+    said = f"{pages} bytes of pages, {generations} of generations, {hashes} of hashes"
+    return Offence.BAD_LISTS, f"{said} and {digests} of digests in one publication"
 
 
 def _objection_to_first(
@@ -111,16 +128,10 @@ def _objection_to_first(
 
 def _contradiction(incoming: Incoming, message: Published) -> Fault | None:
     """Publications are repeated when a word may be lost; a repeat says what was said before."""
-    start = message.first_block
-    end = min(start + len(message.pages), len(incoming.remote_pages))
-    repeated = max(0, end - start)
-    for said, again in (
-        (incoming.remote_pages, message.pages),
-        (incoming.generations, message.generations),
-        (incoming.said_hashes, message.hashes),
-        (incoming.digests, message.digests),
-    ):
-        if said[start:end] != again[:repeated]:
+    start, said = message.first_block, incoming.said
+    end = min(start + len(message.pages) // PAGE_BYTES, said.count)
+    if start < end:
+        if said.part(start, end) != cut(packed(message), 0, end - start):
             return Offence.CONTRADICTION, "a block is published again, and differently"
     first, now = incoming.first_tokens, message.first_tokens
     if first is not None and now is not None:
@@ -136,16 +147,31 @@ def objection_to_content(incoming: Incoming, checked: bool) -> Fault | None:
     A block's hash chains model, numeric class, tenant salt and every token before. In checked mode
     each block has a digest, and in no other.
     """
-    start, known = incoming.vetted, len(incoming.said_hashes)
+    start, known = incoming.vetted, incoming.said.count
     incoming.vetted = known
-    digests = len(incoming.digests)
+    digests = incoming.said.digests
     if digests != (known if checked else 0):
         return Offence.BAD_LISTS, f"{known} blocks and {digests} digests were published"
-    ours = [*incoming.hashes, incoming.tail][start:known]
-    if ours == incoming.said_hashes[start:known]:
+    ours = incoming.content[start * DIGEST_BYTES : known * DIGEST_BYTES]
+    said = incoming.said.hashes(start, known)
+    if ours == said:
         return None
-    said = incoming.said_hashes[start:known]
-    block = next(index for index in range(known - start) if ours[index] != said[index])
+    byte = next(at for at, pair in enumerate(zip(ours, said, strict=True)) if pair[0] != pair[1])
     whose = "another request's or another tenant's"
-    sentence = f"block {start + block} holds other content than this prompt: {whose}"
-    return Offence.WRONG_CONTENT, sentence
+    block = start + byte // DIGEST_BYTES
+    return Offence.WRONG_CONTENT, f"block {block} holds other content than this prompt: {whose}"
+
+
+def bounds(numbers: list[int]) -> tuple[int, int]:
+    """The smallest and the largest of them."""
+    if len(numbers) > FEW:
+        with suppress(OverflowError):  # no token id is that large: looked at one by one
+            wide = numpy.asarray(array("q", numbers))
+            return int(wide.min()), int(wide.max())
+    return min(numbers), max(numbers)
+
+
+def smallest(column: bytes, kind: Literal["i", "Q"]) -> int:
+    """Of packed int32 ("i") or uint64 ("Q") numbers."""
+    numbers = memoryview(column).cast(kind)
+    return min(numbers) if len(numbers) <= FEW else int(numpy.asarray(numbers).min())

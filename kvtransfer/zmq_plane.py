@@ -16,18 +16,10 @@ import numpy
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from .asked_read import AskedRead
-from .plane import STALE, Completion, PlaneError, PlaneSettings
-from .targets import (
-    MOST_PAGES,
-    Indices,
-    Targets,
-    check_page_bytes,
-    page_bytes_view,
-    pages_of_read,
-    require_host_memory,
-    runs,
-)
+from .asked_read import AskedRead, AskedReads
+from .known_peers import KnownPeer, KnownPeers
+from .plane import STALE, Completion, Numbers, PlaneError, PlaneSettings
+from .targets import MOST_PAGES, Indices, page_bytes_view, pages_of_read, require_host_memory, runs
 from .zmq_holder import (
     ANSWER,
     ENCODE,
@@ -55,11 +47,7 @@ LOST_EVENTS = {
 
 
 @dataclass(slots=True, eq=False)
-class _Peer:
-    endpoint: str
-    incarnation: int
-    metadata: bytes
-    words: Metadata
+class _Peer(KnownPeer[Metadata]):
     socket: Any = None
     monitor: Any = None
     # Asks without an answer, oldest first: a holder gives each exactly one answer, in order.
@@ -95,11 +83,10 @@ class ZmqPlane:
             self._context.term()
             raise
         self._pages = page_bytes_view(self._memory)
-        self._targets = Targets(self._memory.page_count)
-        self._peers: dict[str, _Peer] = {}
-        self._reads: dict[int, AskedRead[_Peer]] = {}
-        self._ended: list[Completion] = []
-        self._tickets = 0
+        self._peers: KnownPeers[Metadata, _Peer] = KnownPeers(
+            self.name, Metadata, self._memory.page_bytes
+        )
+        self._reads: AskedReads[_Peer] = AskedReads(self._memory.page_count)
         self._refused = 0
         secrecy = "CURVE" if self._curve else "in the clear"
         self.path = f"zmq {zmq.zmq_version()} tcp ({secrecy})" + (f"; {note}" if note else "")
@@ -115,17 +102,8 @@ class ZmqPlane:
     # Peers
 
     def add_peer(self, endpoint: str, incarnation: int, metadata: bytes) -> None:
-        known = self._peers.get(endpoint)
-        if known and known.incarnation > incarnation:
-            raise PlaneError(f"{endpoint} is known under a newer incarnation")
-        if known and known.metadata == metadata:
-            known.incarnation = incarnation
+        if (words := self._peers.news(endpoint, incarnation, metadata)) is None:
             return
-        try:
-            words = msgspec.msgpack.decode(metadata, type=Metadata)
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise PlaneError(f"{endpoint} sent no zmq metadata: {error}") from error
-        check_page_bytes(endpoint, words.page_bytes, self._memory.page_bytes)
         if bool(words.curve) != bool(self._curve):
             theirs, ours = ("with", "without") if words.curve else ("without", "with")
             raise PlaneError(
@@ -134,10 +112,10 @@ class ZmqPlane:
         peer = _Peer(endpoint, incarnation, metadata, words)
         self._connect(peer)
         self.remove_peer(endpoint)
-        self._peers[endpoint] = peer
+        self._peers.add(peer)
 
     def remove_peer(self, endpoint: str) -> None:
-        if peer := self._peers.pop(endpoint, None):
+        if peer := self._peers.remove(endpoint):
             self._disconnect(peer, "the peer was removed")
 
     def _connect(self, peer: _Peer) -> None:
@@ -157,8 +135,7 @@ class ZmqPlane:
         peer.socket, peer.monitor = socket, monitor
 
     def _disconnect(self, peer: _Peer, reason: str) -> None:
-        for read in [read for read in self._reads.values() if read.peer is peer]:
-            self._end(read, reason, ())
+        self._reads.end_all_of(peer, reason)
         if peer.socket is not None:
             _close(peer.socket, peer.monitor)
             peer.socket = peer.monitor = None
@@ -168,65 +145,45 @@ class ZmqPlane:
     # Reads
 
     def read(
-        self,
-        endpoint: str,
-        remote: Sequence[int],
-        local: Sequence[int],
-        expected: Sequence[int] | None = None,
+        self, endpoint: str, remote: Numbers, local: Numbers, expected: Numbers | None = None
     ) -> int:
-        peer = self._peers.get(endpoint)
-        if peer is None:
-            raise PlaneError(f"{endpoint} is not a known peer")
-        theirs, ours, counters = pages_of_read(
-            remote, local, expected, peer.words.page_count, self._memory.page_count, MOST_PAGES
-        )
-        self._targets.take(ours)
-        self._notice_loss(peer)
+        peer = self._peers.named(endpoint)
+        ours = self._memory.page_count
+        named = pages_of_read(remote, local, expected, peer.words.page_count, ours, MOST_PAGES)
+        self._notice_loss(peer)  # a connection that broke while nobody read is replaced
         if peer.socket is None:
-            try:
-                self._connect(peer)
-            except PlaneError:
-                self._targets.give_back(ours)
-                raise
-        self._tickets += 1
-        self._reads[self._tickets] = AskedRead(self._tickets, peer, theirs, ours, counters)
-        return self._tickets
+            self._connect(peer)
+        return self._reads.begin(peer, *named)
 
     def abandon(self, ticket: int) -> None:
         if read := self._reads.get(ticket):
-            self._end(read, "abandoned", ())
+            self._reads.end(read, "abandoned")
 
     def quiet(self, ticket: int) -> bool:
         return ticket not in self._reads
 
     def progress(self) -> list[Completion]:
         self._holder.progress(self._bytes_per_call)
-        for read in self._reads.values():
+        for read in self._reads:
             self._ask(read)
-        for peer in self._peers.values():
+        for peer in self._peers:
             if peer.expected:
                 self._listen(peer)
-        ended, self._ended = self._ended, []
-        return ended
+        return self._reads.take_ended()
 
     @property
     def busy(self) -> bool:
-        return bool(self._reads or self._ended or self._holder.busy)
+        return bool(self._reads) or self._holder.busy
 
     def close(self) -> None:
         if self._context.closed:
             return
-        for peer in self._peers.values():
+        for peer in self._peers:
             self._disconnect(peer, "closed")
         self._peers.clear()
         self._holder.close()
         self._context.term()
         self._pages.release()
-
-    def _end(self, read: AskedRead[_Peer], failed: str, generations: tuple[int, ...]) -> None:
-        del self._reads[read.ticket]
-        self._targets.give_back(read.local)
-        self._ended.append(Completion(read.ticket, failed, generations, True))
 
     # Asking
 
@@ -298,7 +255,7 @@ class ZmqPlane:
             case Refused(_, reason):
                 if read is not None:
                     failed = STALE if reason == STALE else f"{peer.endpoint} refused: {reason}"
-                    self._end(read, failed, ())
+                    self._reads.end(read, failed)
             case Body() | Generations():
                 generations = isinstance(header, Generations)
                 if generations != (expected.part is None) or len(body) != expected.length:
@@ -306,7 +263,8 @@ class ZmqPlane:
                 if read is not None and expected.part is not None:
                     self._copy(read, expected.part, body)
                 elif read is not None:
-                    self._end(read, "", tuple(numpy.frombuffer(body, dtype="<u8").tolist()))
+                    values = numpy.frombuffer(body, dtype="<u8").tolist()
+                    self._reads.end(read, "", tuple(values))
 
     def _copy(self, read: AskedRead[_Peer], part: slice, body: memoryview) -> None:
         size = self._memory.page_bytes

@@ -83,8 +83,11 @@ class Link:
 
     def send(self, frames: list[bytes]) -> bool:
         """False when the queue is full. After the connection is gone, what is sent is lost."""
+        *heads, body = frames
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            for head in heads:
+                self._socket.send(head, zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(body, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True

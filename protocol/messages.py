@@ -22,7 +22,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-REVISION = 2  # raised with every change of this file; processes of two revisions refuse each other
+REVISION = 3  # raised with every change of this file; processes of two revisions refuse each other
 
 Role = Literal["prefill", "decode", "aggregated"]
 FinishReason = Literal["", "stop", "length"]
@@ -107,8 +107,9 @@ class FirstTokens(Struct, frozen=True, array_like=True):
 
 
 class Published(Struct, frozen=True, tag="published", array_like=True):
-    """Blocks first_block .. first_block+len(pages) of the lease are sealed and may be read.
+    """Blocks from first_block on of the lease are sealed and may be read.
 
+    Each column is one number or hash per block, packed: a long prompt has ten thousand blocks.
     A block read counts only if, after its data is complete, its page's generation still is the
     one named here. `hashes` are what the holder's pool sealed each page as: they chain
     model, numeric class, tenant salt and every token before, so a page of another request or
@@ -118,10 +119,10 @@ class Published(Struct, frozen=True, tag="published", array_like=True):
 
     lease: int
     first_block: int
-    pages: list[int]
-    generations: list[int]
-    hashes: list[bytes]
-    digests: list[int] = []
+    pages: bytes  # [blocks] int32, little endian
+    generations: bytes  # [blocks] uint64, little endian
+    hashes: bytes  # [blocks] of blockhash.DIGEST_BYTES each
+    digests: bytes = b""  # checked mode: [blocks] uint64, little endian
     first_tokens: FirstTokens | None = None
 
 

@@ -103,7 +103,7 @@ class Mailbox:
         self._context.max_sockets = MAX_SOCKETS
         self._gate = Gate(self._context, key) if key is not None else None
         self._reception = self._receive_at(host, port)
-        self._selector.register(self._reception.fileno(), selectors.EVENT_READ)
+        self._selector.register(self._reception.fileno(), selectors.EVENT_READ, self._reception)
         if self._gate is not None:
             self._selector.register(self._gate.fileno(), selectors.EVENT_READ, self._gate)
         endpoint = format_endpoint(advertise or host, self._reception.port)
@@ -155,14 +155,17 @@ class Mailbox:
         now = self._clock.now()
         events: list[Arrival] = self._local
         self._local = []
+        told = self._reception.more
         for key, _ in self._selector.select(0):
-            if isinstance(key.data, _Destination):
+            if key.data is self._reception:
+                told = True
+            elif isinstance(key.data, _Destination):
                 events += self._follow(key.data, now)
             elif isinstance(key.data, Gate):
                 key.data.progress()
         if self._destinations:
             self._retry(now)
-        received = self._reception.drain()
+        received = self._reception.drain() if told else []
         if self._reception.more and self.on_urgent is not None:
             self.on_urgent()
         return [*received, *events]

@@ -151,7 +151,7 @@ class Faults:
         if not leases:
             return
         member, lease = self._rng.choice(leases)
-        if not (sealed := [*member.pool._by_hash.values()]):
+        if not (sealed := [*member.pool._blocks.pages.values()]):
             return
         block = self._rng.randrange(lease.published, len(lease.prefill.token_ids) // SLOTS)
         page = self._rng.choice(sealed)

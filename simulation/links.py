@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from ..kvtransfer.columns import pack, packed
 from ..protocol import codec
 from ..protocol.messages import Message, Peer, Published, Renew
 from ..protocol.seams import Arrival, Connected, Disconnected, Received
@@ -66,16 +67,16 @@ class Forgery(NamedTuple):
 
     def applied(self, said: Published) -> Published:
         at = self.block - said.first_block
-        if not 0 <= at < len(said.pages):
+        forged = pack([self.page], [self.generation], [self.content], self.digests)
+        columns = packed(said)
+        if not 0 <= at < len(said.pages) // len(forged[0]):
             return said
-        page, generation, content = ([one] for one in self[1:4])
-        return structs.replace(
-            said,
-            pages=[*said.pages[:at], *page, *said.pages[at + 1 :]],
-            generations=[*said.generations[:at], *generation, *said.generations[at + 1 :]],
-            hashes=[*said.hashes[:at], *content, *said.hashes[at + 1 :]],
-            digests=[*said.digests[:at], *self.digests, *said.digests[at + 1 :]],
-        )
+        changed = [
+            column[: at * len(one)] + one + column[(at + 1) * len(one) :]
+            for column, one in zip(columns, forged, strict=True)
+        ]
+        names = ("pages", "generations", "hashes", "digests")
+        return structs.replace(said, **dict(zip(names, changed, strict=True)))
 
 
 class LinkMailbox(Mailbox):

@@ -17,7 +17,7 @@ class Memory:
     """`tokens[page * SLOTS + slot]`; `generations[page]` counts re-grants."""
 
     def __init__(self, pages: int):
-        self.generations = [0] * pages
+        self.generations = memoryview(bytearray(8 * pages)).cast("Q")
         self.tokens = array("i", [EMPTY]) * (pages * SLOTS)
 
     @property

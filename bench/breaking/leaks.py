@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ...kvtransfer.columns import Columns
 from .reader import COMPLETE
 from .rounds import Scene, descriptors, overwrite, resident_bytes
 
@@ -79,9 +80,14 @@ def _fail(scene: Scene, kind: str, chance: random.Random, seen: Leaks) -> None:
     assert incoming is not None
     match kind:
         case "stale":
-            overwrite(holder, incoming.remote_pages[-1:], reader.settings.page_bytes)
+            last = incoming.said.pages(incoming.total - 1, incoming.total)
+            overwrite(holder, last.tolist(), reader.settings.page_bytes)
         case "forged":
-            incoming.remote_pages[chance.randrange(BLOCKS)] = 1 << 20
+            pages = incoming.said.pages(0, incoming.said.count)
+            pages[chance.randrange(BLOCKS)] = 1 << 20
+            _, *rest = incoming.said.part(0, incoming.said.count)
+            incoming.said = Columns()
+            incoming.said.add((pages.tobytes(), rest[0], rest[1], rest[2]))
         case _:
             for _ in range(chance.randrange(3)):
                 reader.turn(time.monotonic())

@@ -117,7 +117,7 @@ class Scene:
 
     def _known(self, request: int) -> bool:
         incoming = self.reader.incoming(request)
-        return incoming is not None and len(incoming.remote_pages) == incoming.total
+        return incoming is not None and incoming.said.count == incoming.total
 
     def _state(self, request: int) -> ReadState | None:
         incoming = self.reader.incoming(request)
@@ -266,7 +266,7 @@ def _deadline(incoming: Incoming | None) -> float | None:
 def _source_of(scene: Scene, request: int) -> list[int]:
     incoming = scene.reader.incoming(request)
     assert incoming is not None
-    return list(incoming.remote_pages)
+    return incoming.said.pages(0, incoming.said.count).tolist()
 
 
 def overwrite(holder: Child, pages: Sequence[int], page_bytes: int) -> None:

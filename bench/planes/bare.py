@@ -67,6 +67,8 @@ class Bare:
                 return {"cpu": time.process_time() - self._cpu}
             case "read":
                 return self._read(words)
+            case "burst":
+                return self._burst(words)
         raise ValueError(f"no command {words['do']!r}")
 
     def _read(self, words: Words) -> Words:
@@ -76,6 +78,22 @@ class Bare:
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         verify(self.memory, local, remote)
         return {"seconds": seconds, "cpu": cpu}
+
+    def _burst(self, words: Words) -> Words:
+        """As many reads as there are hand-overs, on pages that no two of them share."""
+        count, total = words["count"], words["count"] * words["handovers"]
+        remote, local = chosen(self.memory.memory.page_count, {**words, "count": total})
+        parts = [slice(at, at + count) for at in range(0, total, count)]
+        cpu, began = time.process_time(), time.monotonic()
+        self.move_all([(remote[part], local[part]) for part in parts], words["flight"])
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+        verify(self.memory, local, remote)
+        return {"seconds": seconds, "cpu": cpu}
+
+    def move_all(self, moves: list[tuple[list[int], list[int]]], flight: int) -> None:
+        """All of them; `flight` at once, where a method can."""
+        for remote, local in moves:
+            self.move(remote, local)
 
 
 class Memcpy(Bare):
@@ -203,14 +221,30 @@ class BareNixl(Bare):
         return SPINNING
 
     def move(self, remote: list[int], local: list[int], word: bytes = b"") -> None:
-        ours, theirs = numpy.array(local, numpy.int32), numpy.array(remote, numpy.int32)
-        transfer = self.agent.make_prepped_xfer(
-            "READ", self._ours, ours, self._theirs, theirs, notif_msg=word
-        )
+        transfer = self._made(remote, local, word)
         state = self.agent.transfer(transfer)
         while state != "DONE":
             state = self.agent.check_xfer_state(transfer)
         transfer.release()
+
+    def move_all(self, moves: list[tuple[list[int], list[int]]], flight: int) -> None:
+        left, posted = moves[::-1], []
+        while left or posted:
+            while left and len(posted) < flight:
+                transfer = self._made(*left.pop(), b"")
+                if self.agent.transfer(transfer) == "DONE":
+                    transfer.release()
+                else:
+                    posted.append(transfer)
+            for transfer in [one for one in posted if self.agent.check_xfer_state(one) == "DONE"]:
+                posted.remove(transfer)
+                transfer.release()
+
+    def _made(self, remote: list[int], local: list[int], word: bytes) -> Any:
+        ours, theirs = numpy.array(local, numpy.int32), numpy.array(remote, numpy.int32)
+        return self.agent.make_prepped_xfer(
+            "READ", self._ours, ours, self._theirs, theirs, notif_msg=word
+        )
 
 
 KINDS: dict[str, type[Bare]] = {"memcpy": Memcpy, "bare socket": Socket, "bare nixl": BareNixl}

@@ -1,18 +1,12 @@
 """The two ends of a hand-over as workers hold them, with an engine that computes nothing.
 
-    python -P -m penstock.bench.planes.ends SPEC
-
-is a child of `bench kv`, told what to do on stdin.
-
 Mailbox, page pool, Holder or Reader, and plane are the production ones, and their loops sleep and
 wake by the workers' own rules. The holder's pages are sealed under the prompt's block hashes, which
 the reader compares; bytes are verified after each hand-over, outside the time.
 """
 
-import json
 import os
 import select
-import sys
 import time
 from typing import Any
 
@@ -33,10 +27,8 @@ from ...protocol.messages import REVISION, Compatibility, FirstTokens, Prefill, 
 from ...protocol.pages import PagePool
 from ...protocol.seams import Arrival, Disconnected, Received
 from ...protocol.sockets import Mailbox
-from .bare import KINDS
-from .child import Commands, End, Words, drive, say
+from .child import Commands, Words, say
 from .pages import chosen, fill, scattered, touch, verify
-from .sequence import Sequence
 
 MODEL, NUMERIC_CLASS = "bench", "bench"
 LEASE_SECONDS = 10.0
@@ -209,8 +201,7 @@ class HolderEnd(Worker):
         hashes = blockhash.extend(root, prefill.token_ids, words["slots"])
         pages = self.pool.take("prompt", words["count"])
         assert pages is not None
-        for page, block_hash in zip(pages, hashes, strict=True):
-            self.pool.seal(page, block_hash)
+        self.pool.seal_blocks(pages, hashes)
         self._pages = pages
         self._lease = self.holder.open(prefill, 0, time.monotonic())
 
@@ -343,11 +334,12 @@ class ReaderEnd(Worker):
     def _complete(self, incoming: Incoming, now: float) -> None:
         cpu, gap = self.cpu(), self.gaps.take()
         size = self.memory.memory.page_count
+        remote = incoming.said.pages(0, incoming.total).tolist()
         stretches = runs(
-            page_indices(incoming.remote_pages, size, "remote"),
+            page_indices(remote, size, "remote"),
             page_indices(incoming.pages, size, "local"),
         )
-        verify(self.memory, incoming.pages, incoming.remote_pages)
+        verify(self.memory, incoming.pages, remote)
         self.pool.release(incoming.pool_holder)
         say(
             {
@@ -359,19 +351,3 @@ class ReaderEnd(Worker):
                 "path": self.plane.path,
             }
         )
-
-
-def end_of(spec: Words, commands: Commands) -> End:
-    if spec["plane"] in KINDS:
-        return KINDS[spec["plane"]](spec, commands)
-    if spec["plane"] == "sequence":
-        return Sequence(spec, commands)
-    return (HolderEnd if spec["side"] == "holder" else ReaderEnd)(spec, commands)
-
-
-if __name__ == "__main__":
-    # NIXL's package imports torch to learn its CUDA version: a second of work, and there is none
-    # in host memory.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    told = Commands()
-    drive(end_of(json.loads(sys.argv[1]), told), told)

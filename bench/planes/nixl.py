@@ -1,4 +1,5 @@
-"""What NIXL agents cost beside the bytes (G8): starting, knowing peers, describing pages.
+"""What NIXL agents cost beside the bytes (G8): starting, knowing peers, describing pages; and the
+three steps that small pieces take through staging (G4), each alone.
 
     python -m penstock.bench.planes.nixl
 
@@ -13,18 +14,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy
+from numpy.typing import NDArray
 
 from ...kvtransfer import ucx
 from ...kvtransfer.host_memory import HostMemory
-from ...kvtransfer.nixl_lists import LOCAL, Lists, strided
+from ...kvtransfer.nixl_lists import LOCAL, ONE, Lists, strided
 from ...kvtransfer.nixl_plane import NixlPlane
+from ...kvtransfer.nixl_staging import SLOT_BYTES, Slots, page_rows
 from ...kvtransfer.nixl_words import Metadata
 from ...kvtransfer.plane import PlaneSettings
+from .pages import fill
 
 PEERS = 72
 POLL_SECONDS = 0.002  # the peers answer in their own time; busy polling would count as cost
@@ -32,6 +36,9 @@ PAGES = 500_000
 PAGE_BYTES = 16 << 10
 STARTS = 5
 PREPARED = 200
+PIECE_BYTES = 4096
+POOL_PIECES = 4096
+SLOTFULS = 100
 READ_SECONDS = 20.0
 NONE = float("inf")  # a figure to compare with
 
@@ -55,6 +62,7 @@ def measure() -> list[Cost]:
     starts, metadata = _starts()
     seconds, described = _descriptors()
     added, connected, bare = _connections()
+    packing, reading, unpacking = _slot_steps()
     return [
         Cost("agent and plane, start", starts * 1e3, 150, "ms"),
         Cost(f"{PEERS} peers connected, CPU", connected * 1e3, 100, "ms"),
@@ -63,6 +71,9 @@ def measure() -> list[Cost]:
         Cost(f"descriptors of {PAGES} pages", seconds * 1e6, 10, "us"),
         Cost(f"memory of {PAGES} descriptors", described, 1024, "B"),
         Cost("metadata of a worker", metadata, 1024, "B"),
+        Cost(f"a slot of {SLOT_BYTES >> 10} KB: packing 4 KB pieces", packing * 1e6, NONE, "us"),
+        Cost("  bare NIXL READ of it", reading * 1e6, NONE, "us"),
+        Cost("  unpacking it", unpacking * 1e6, NONE, "us"),
     ]
 
 
@@ -178,6 +189,58 @@ def _read_one_page(plane: NixlPlane, endpoint: str) -> None:
             raise RuntimeError(f"a peer's page did not come in {READ_SECONDS:.0f} s")
     if ended[0].failed:
         raise RuntimeError(f"reading a peer's page failed: {ended[0].failed}")
+
+
+def _slot_steps() -> tuple[float, float, float]:
+    """Median seconds of packing pieces into a slot, of reading it as one, and of unpacking it."""
+    memory = HostMemory(PIECE_BYTES, POOL_PIECES)
+    fill(memory)
+    pages = page_rows(memory.memory)
+    agents = [ucx.load().agent(f"slot-{side}-{os.getpid()}") for side in ("holder", "reader")]
+    holder, reader = lists = [Lists(agent) for agent in agents]
+    theirs, ours = (Slots(one) for one in lists)
+    name = agents[1].add_remote_agent(agents[0].get_agent_metadata())
+    far = reader.prepare(name.decode(), [strided(theirs.address, SLOT_BYTES, 1)])
+    near = reader.prepare(LOCAL, [strided(ours.address, SLOT_BYTES, 1)])
+
+    def read() -> None:
+        transfer = agents[1].make_prepped_xfer("READ", near, ONE, far, ONE)
+        state = agents[1].transfer(transfer)
+        while state != "DONE":
+            agents[0].get_new_notifs()
+            state = agents[1].check_xfer_state(transfer)
+        transfer.release()
+
+    times = _slotfuls(pages, theirs, ours, read)
+    for one in (near, far):
+        one.release()
+    for one in (holder, reader):
+        one.deregister()
+        one.close()
+    del pages
+    memory.close()
+    packing, reading, unpacking = (statistics.median(step) for step in zip(*times, strict=True))
+    return packing, reading, unpacking
+
+
+def _slotfuls(
+    pages: NDArray[numpy.void], theirs: Slots, ours: Slots, read: Callable[[], None]
+) -> list[tuple[float, float, float]]:
+    """Seconds of the three steps, [SLOTFULS]."""
+    pieces = SLOT_BYTES // PIECE_BYTES
+    times: list[tuple[float, float, float]] = []
+    chance = numpy.random.default_rng(1)
+    for _ in range(SLOTFULS):
+        chosen = chance.choice(POOL_PIECES, pieces, replace=False).astype(numpy.int32)
+        at = [time.perf_counter()]
+        numpy.take(pages, chosen, out=theirs.rows(0, PIECE_BYTES, pieces), mode="clip")
+        at.append(time.perf_counter())
+        read()
+        at.append(time.perf_counter())
+        numpy.put(pages, chosen, ours.rows(0, PIECE_BYTES, pieces), mode="clip")
+        at.append(time.perf_counter())
+        times.append((at[1] - at[0], at[2] - at[1], at[3] - at[2]))
+    return times
 
 
 def _resident() -> int:

@@ -104,7 +104,7 @@ class Child:
     def __init__(self, spec: Words, environment: dict[str, str], inside: tuple[str, ...]) -> None:
         words = command("unused")[:-2]
         self.process = subprocess.Popen(
-            [*inside, *words, f"{__package__}.ends", json.dumps(spec)],
+            [*inside, *words, f"{__package__}.end", json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **environment},
@@ -203,6 +203,24 @@ class Pair:
         cpu = holder.ask("rest")["cpu"] if holder else 0.0
         self.path = answer.get("path", self.path)
         return Sample(answer["seconds"], answer["cpu"] + cpu)
+
+    def burst(self, handovers: int, flight: int, seed: int) -> Sample:
+        """So many operations, `flight` of them at once, until the last has ended: through the
+        whole protocol, or a peer's."""
+        words = {"count": self.shape.pages, "handovers": handovers, "flight": flight}
+        if not self.method.ours:
+            holder = self._children.get("holder")
+            if holder:
+                holder.ask("serve")
+            answer = self.reader.ask("burst", **words, seed=seed)
+            cpu = holder.ask("rest")["cpu"] if holder else 0.0
+            return Sample(answer["seconds"], answer["cpu"] + cpu)
+        self.reader.ask("take", **words, seed=seed + 1)
+        number, self._number = self._number + 1, self._number + handovers
+        self.holder.tell("burst", **words, seed=seed, slots=self.shape.slots, number=number)
+        held, read = self.holder.answer(), self.reader.answer()
+        self.path = read["path"]
+        return Sample(held["seconds"], held["cpu"] + read["cpu"])
 
     def hand_over(self, seed: int, parts: int = 1, period: float = 0.0) -> HandOver:
         """The whole protocol. Pages are reserved before the first publication, as they are where

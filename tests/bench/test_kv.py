@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from penstock.bench import kv
-from penstock.bench.planes import across, control, prompts
+from penstock.bench.planes import across, control, load, prompts
 from penstock.bench.planes.bare import Memcpy
 from penstock.bench.planes.child import Commands
 from penstock.bench.planes.goals import goal_table
@@ -228,6 +228,34 @@ def test_tables_put_sizes_side_by_side():
     assert speeds.rows == [["memcpy", "0.84 (0.84)", "1.68 (1.68)"]]
     assert costs.rows == [["memcpy", "1.19", "0.60"]]
     assert speed_tables("Title", []) == []
+
+
+@pytest.mark.parametrize("name", ["memcpy", "bare nixl", "shm", "nixl", "tcp"])
+def test_a_burst_moves_every_page_with_several_in_flight(name):
+    shape = Shape(page_bytes=16 << 10, page_count=96, pages=16)
+    pair = Pair(METHODS[name], shape)
+    try:
+        pair.meet().warm()
+        for seed in (0, 2):
+            assert pair.burst(5, 2, seed).seconds > 0
+        if pair.method.ours:
+            assert pair.hand_over(7).pages == 16, "and single ones go on as before"
+    finally:
+        pair.close()
+
+
+def test_load_stands_beside_its_peer(monkeypatch):
+    monkeypatch.setattr(load, "PER_BURST", 3)
+    records = load.measure_load(["memcpy", "shm"], [16 << 10], 1 << 18, bursts=2)
+    assert [(one["method"], one["way"], len(one["seconds"])) for one in records] == [
+        *(("memcpy", "alone", 8), ("memcpy", "load", 2)),
+        *(("shm", "alone", 8), ("shm", "load", 2)),
+    ]
+    assert [one["bytes"] for one in records] == [1 << 18, 3 << 18] * 2
+    (table,) = load.load_tables(records)
+    assert [row[0] for row in table.rows] == ["memcpy", "shm, whole"]
+    assert table.rows[0][4] is None and table.rows[1][4] is not None
+    assert load.load_tables([]) == []
 
 
 def test_methods_take_turns():

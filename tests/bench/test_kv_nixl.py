@@ -19,9 +19,15 @@ def test_a_missed_bound_is_told() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="nixl is not installed")
 def test_every_cost_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PEERS": 3, "PAGES": 1000, "STARTS": 1, "PREPARED": 3}.items():
+    for name, value in {
+        "PEERS": 3,
+        "PAGES": 1000,
+        "STARTS": 1,
+        "PREPARED": 3,
+        "SLOTFULS": 3,
+    }.items():
         monkeypatch.setattr(nixl, name, value)
     costs = {cost.name: cost for cost in nixl.measure()}
-    assert len(costs) == 7 and all(cost.figure >= 0 for cost in costs.values())
+    assert len(costs) == 10 and all(cost.figure >= 0 for cost in costs.values())
     assert costs["metadata of a worker"].reached
     assert 0 < costs["  of which adding them"].figure < costs["3 peers connected, CPU"].figure

@@ -5,6 +5,7 @@ import pytest
 
 from penstock.bench.breaking.reader import COMPLETE
 from penstock.bench.breaking.rounds import WHEN, death, descriptors, resident_bytes, respawn
+from penstock.kvtransfer.columns import pack
 from penstock.kvtransfer.plane import PlaneError
 from penstock.protocol.messages import Agent, Handoff, LeaseEnded, Peer, Published, Refused
 
@@ -81,7 +82,7 @@ def test_f5_words_of_the_old_incarnation_change_nothing(scene_of, plane):
         Agent(compatibility, metadata),
         Refused("we do not fit"),
         LeaseEnded(lease - 1000, "expired"),
-        Published(lease - 1000, 0, [1], [1], [b""]),
+        Published(lease - 1000, 0, *pack([1], [1], [b""])),
         Handoff(msgspec.structs.replace(prefill, request=999), lease - 1000, 10.0, 0),
     ]
     for message in late:

@@ -106,10 +106,18 @@ def test_client_disconnect_frees_blocks_on_both_sides(cluster):
         for n in range(4)
     ]
     next(streams[0])
+    until(lambda: cluster.total("penstock_worker_held_pages") > 0, "pages are held")
     for stream in streams:
         stream.close()
     until(lambda: cluster.total("penstock_requests_running") == 0, "all requests are gone")
     cluster.wait_idle()
+    held = cluster.metric("penstock_worker_held_pages")
+    assert {role for role in ("prefill", "decode") for labels in held if f"{role}-" in labels} == {
+        "prefill",
+        "decode",
+    }, "both sides are counted"
+    assert set(held.values()) == {0.0}
+    assert cluster.total("penstock_worker_leases") == 0
 
 
 def test_the_engine_survives_a_full_pool():

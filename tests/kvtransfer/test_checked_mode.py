@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from penstock.kvtransfer.columns import pack
 from penstock.kvtransfer.digests import BYTES_PER_TURN, DigestQueue, HostDigests
 from penstock.kvtransfer.holder import Holder
 from penstock.kvtransfer.incoming import Allowance
@@ -17,8 +18,23 @@ from penstock.simulation.memory import PAGE_BYTES, SLOTS
 from support.handover_ends import COMPATIBILITY, FIRST, PROMPT, Ends, Wire
 
 
-def one_page_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def ends() -> Ends:
+    return Ends(checked=True)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Ends:
+    """Both digest one page a turn."""
     monkeypatch.setattr(DigestQueue.__init__, "__defaults__", (PAGE_BYTES,))
+    return Ends(checked=True)
+
+
+def published_slowly(slow: Ends) -> None:
+    """A prompt of six pages, digested and said one by one."""
+    slow.publish_prompt()
+    for _ in range(6):
+        slow.holder.turn(slow.now)
 
 
 def publications(carried: list) -> list[Published]:
@@ -31,20 +47,18 @@ def flip(ends: Ends, page: int, bit: int) -> None:
     tokens[page * SLOTS + bit // 31] ^= 1 << bit % 31
 
 
-def test_what_fits_a_turn_is_published_at_once_with_its_digests() -> None:
-    ends = Ends(checked=True)
+def test_what_fits_a_turn_is_published_at_once_with_its_digests(ends: Ends) -> None:
     lease, pages = ends.prompt()
     ends.holder.publish(lease, pages, FIRST)
     assert not publications(ends.holder_wire.take()[1:]), "nothing is said before its digest"
     ends.holder.turn(ends.now)
     (said,) = publications(ends.holder_wire.take())
-    assert len(said.digests) == len(said.pages) == 6 and said.first_tokens is FIRST
+    assert (len(said.digests), len(said.pages)) == (6 * 8, 6 * 4) and said.first_tokens is FIRST
     assert lease.state is LeaseState.PUBLISHED
 
 
-def test_pages_are_published_as_they_are_digested(monkeypatch: pytest.MonkeyPatch) -> None:
-    one_page_a_turn(monkeypatch)
-    ends = Ends(checked=True)
+def test_pages_are_published_as_they_are_digested(slow: Ends) -> None:
+    ends = slow
     lease, pages = ends.prompt()
     ends.settle(3)
     ends.holder.publish(lease, pages[:4], None)
@@ -55,7 +69,7 @@ def test_pages_are_published_as_they_are_digested(monkeypatch: pytest.MonkeyPatc
         due = ends.holder.turn(ends.now)
         assert (due == ends.now) == (turn < 5), "it comes back at once while something waits"
         (said,) = publications(ends.carry())
-        assert (said.first_block, len(said.pages)) == (turn, 1)
+        assert (said.first_block, len(said.pages)) == (turn, 4)
         assert (said.first_tokens is None) == (turn < 5), "the last words come with the last block"
         assert ends.holder.has_published
     assert lease.state is LeaseState.PUBLISHED
@@ -65,28 +79,19 @@ def test_pages_are_published_as_they_are_digested(monkeypatch: pytest.MonkeyPatc
     ends.nothing_stranded()
 
 
-def test_the_reader_checks_a_part_each_turn_and_caches_nothing_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    one_page_a_turn(monkeypatch)
-    ends = Ends(checked=True)
-    lease, pages = ends.prompt()
-    ends.settle(3)
-    ends.holder.publish(lease, pages, FIRST)
-    for _ in range(6):
-        ends.holder.turn(ends.now)
-    ends.carry()
-    (incoming,) = ends.reader.incoming.values()
+def test_the_reader_checks_a_part_each_turn_and_caches_nothing_before(slow: Ends) -> None:
+    published_slowly(slow)
+    slow.carry()
+    (incoming,) = slow.reader.incoming.values()
     found = []
-    while not ends.reader.complete:
-        ends.turn()
-        found.append(len(ends.reading.lookup(incoming.hashes)))
+    while not slow.reader.complete:
+        slow.turn()
+        found.append(len(slow.reading.lookup(incoming.hashes)))
     assert set(found) == {0, 1, 2, 3, 4, 5}, "blocks can be found one by one, checked"
-    ends.nothing_stranded()
+    slow.nothing_stranded()
 
 
-def test_a_reader_with_checks_to_do_comes_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = Ends(checked=True)
+def test_a_reader_with_checks_to_do_comes_back_at_once(ends: Ends) -> None:
     lease, pages = ends.prompt()
     ends.holder.publish(lease, pages, FIRST)
     ends.holder.turn(0.0)
@@ -126,51 +131,36 @@ def test_every_flipped_block_is_caught_and_named_and_ends_one_request(seed: int)
 
 
 @pytest.mark.parametrize("end", ["cancel", "expire", "lose the reader", "release"])
-def test_an_end_while_pages_wait_for_their_digest_lets_them_go(
-    monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
-    one_page_a_turn(monkeypatch)
-    ends = Ends(checked=True)
-    lease, pages = ends.prompt()
-    ends.settle(3)
-    ends.holder.publish(lease, pages, FIRST)
-    ends.turn()
-    ends.holding.release(("sequence", 1))  # only the lease holds them now
+def test_an_end_while_pages_wait_for_their_digest_lets_them_go(slow: Ends, end: str) -> None:
+    slow.publish_prompt()
+    slow.turn()
+    slow.holding.release(("sequence", 1))  # only the lease holds them now
     if end == "cancel":
-        ends.holder.cancel(1, 1)
+        slow.holder.cancel(1, 1)
     elif end == "expire":
-        ends.holder.turn(ends.now + 11.0)
+        slow.holder.turn(slow.now + 11.0)
     elif end == "lose the reader":
-        ends.holder.reader_lost("fake://decode")
-        ends.reader.holder_lost("fake://prefill")
+        slow.holder.reader_lost("fake://decode")
+        slow.reader.holder_lost("fake://prefill")
     else:
-        ends.reader.cancel(1, 1)
-    ends.settle(10)
-    assert ends.holding.held == 0
-    assert ends.holder.turn(ends.now) == float("inf"), "nothing is left to digest"
-    ends.nothing_stranded()
+        slow.reader.cancel(1, 1)
+    slow.settle(10)
+    assert slow.holding.held == 0
+    assert slow.holder.turn(slow.now) == float("inf"), "nothing is left to digest"
+    slow.nothing_stranded()
 
 
-def test_an_end_while_pages_wait_to_be_checked_lets_them_go(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    one_page_a_turn(monkeypatch)
-    ends = Ends(checked=True)
-    lease, pages = ends.prompt()
-    ends.settle(3)
-    ends.holder.publish(lease, pages, FIRST)
-    for _ in range(6):
-        ends.holder.turn(ends.now)
-    ends.turn()
-    ends.turn()
-    ends.reader.cancel(1, 1)
-    ends.settle(10)
-    ends.nothing_stranded()
-    assert not ends.complete() and not ends.reader.lost
+def test_an_end_while_pages_wait_to_be_checked_lets_them_go(slow: Ends) -> None:
+    published_slowly(slow)
+    slow.turn()
+    slow.turn()
+    slow.reader.cancel(1, 1)
+    slow.settle(10)
+    slow.nothing_stranded()
+    assert not slow.complete() and not slow.reader.lost
 
 
-def test_a_request_that_ends_with_its_first_token_waits_for_no_digest() -> None:
-    ends = Ends(checked=True)
+def test_a_request_that_ends_with_its_first_token_waits_for_no_digest(ends: Ends) -> None:
     lease, pages = ends.prompt()
     ends.settle(3)
     ends.holder.publish(lease, pages, FirstTokens([0], [7], ["stop"], [None]))
@@ -181,28 +171,20 @@ def test_a_request_that_ends_with_its_first_token_waits_for_no_digest() -> None:
     ends.nothing_stranded()
 
 
-def test_a_lost_publication_is_said_again_with_its_digests() -> None:
-    ends = Ends(checked=True)
-    lease, pages = ends.prompt()
-    ends.settle(3)
-    ends.holder.publish(lease, pages, FIRST)
+def test_a_lost_publication_is_said_again_with_its_digests(ends: Ends) -> None:
+    ends.publish_prompt()
     ends.holder.turn(ends.now)
     ends.holder_wire.sent.clear()  # lost
     ends.settle(20)
     assert not ends.complete()
     ends.turn(2.6)  # the reader's next Renew
-    ends.settle(5)
-    assert len(ends.complete()) == 1
-    ends.nothing_stranded()
+    ends.completes()
 
 
-def test_a_publication_without_digests_is_refused() -> None:
-    ends = Ends(checked=True)
-    lease, pages = ends.prompt()
-    ends.settle(3)
-    ends.holder.publish(lease, pages, FIRST)
+def test_a_publication_without_digests_is_refused(ends: Ends) -> None:
+    lease, pages = ends.publish_prompt()
     content = [ends.holding.content(page) for page in pages]
-    word = Published(lease.id, 0, pages, [1] * 6, content, [], FIRST)
+    word = Published(lease.id, 0, *pack(pages, [1] * 6, content), FIRST)
     ends.reader.take(ends.holder_wire.me, word, ends.now)
     assert ends.reader.refused_words == {Offence.BAD_LISTS.value: 1}
 

@@ -6,7 +6,7 @@ from penstock.kvtransfer.incoming import Allowance
 from penstock.kvtransfer.moves import Event
 from penstock.protocol.messages import Failed, Release
 from penstock.protocol.seams import Disconnected, Received
-from support.handover_ends import FIRST, LEASE_SECONDS, ROUTER, Ends
+from support.handover_ends import FIRST, LEASE_SECONDS, PAGES, ROUTER, Ends
 from support.handover_workers import decode_worker, prefill_worker
 
 
@@ -16,6 +16,14 @@ def published(ends: Ends) -> None:
     ends.carry()
     ends.holder.publish(lease, pages, FIRST)
     ends.holding.release(("sequence", 1))
+
+
+def starved(waiting_seconds: float) -> Ends:
+    """A prompt is published, and its reader's pages are all another's."""
+    ends = Ends(waiting_seconds=waiting_seconds)
+    ends.reading.take("others", PAGES)
+    published(ends)
+    return ends
 
 
 def test_a_reader_that_falls_silent_holds_pages_for_its_lease_and_no_longer() -> None:
@@ -92,22 +100,16 @@ def test_a_loop_with_a_hand_over_comes_back_in_time_to_renew() -> None:
 
 def test_a_hand_over_that_waits_for_pages_is_renewed_too() -> None:
     """Admission is starved: no page is free, and nothing new is scheduled."""
-    ends = Ends(waiting_seconds=100.0)
-    ends.reading.take("others", 64)
-    published(ends)
+    ends = starved(waiting_seconds=100.0)
     for _ in range(90):
         ends.turn(1.0)
         assert ends.holder.leases
     ends.reading.release("others")
-    ends.settle(5)
-    assert len(ends.complete()) == 1
-    ends.nothing_stranded()
+    ends.completes()
 
 
 def test_a_hand_over_for_which_no_page_becomes_free_ends_on_both_sides() -> None:
-    ends = Ends(waiting_seconds=20.0)
-    ends.reading.take("others", 64)
-    published(ends)
+    ends = starved(waiting_seconds=20.0)
     for _ in range(22):
         ends.turn(1.0)
     assert ends.lost() == [("TIMED_OUT", "no pages became free in time")]
@@ -131,16 +133,12 @@ def test_an_expired_lease_is_said_to_both_and_late_words_change_nothing() -> Non
 
 def test_a_hand_over_in_a_queue_that_moves_waits_as_long_as_it_takes() -> None:
     """Its worker is full of long answers: placed again it would only lose its turn."""
-    ends = Ends(waiting_seconds=5.0)
-    ends.reading.take("others", 64)
-    published(ends)
+    ends = starved(waiting_seconds=5.0)
     for answer in range(20):
         ends.turn(4.0)
         ends.reading.rename("others" if answer == 0 else answer - 1, answer)
         ends.reading.release(answer)
-        ends.reading.take(answer, 64)  # another answer, older than the hand-over
+        ends.reading.take(answer, PAGES)  # another answer, older than the hand-over
         assert not ends.lost()
     ends.reading.release(19)
-    ends.settle(5)
-    assert len(ends.complete()) == 1
-    ends.nothing_stranded()
+    ends.completes()

@@ -5,14 +5,20 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from penstock.kvtransfer.host_memory import HostMemory
 from penstock.kvtransfer.open import open_plane
 from penstock.kvtransfer.plane import STALE, PlaneError, PlaneSettings
-from support.plane_world import PAGE_BYTES, PAGE_COUNT, World, until
+from support.plane_world import (
+    PAGE_BYTES,
+    PAGE_COUNT,
+    World,
+    descriptors,
+    resident_bytes,
+    until,
+)
 
 needs_nixl = pytest.mark.skipif(
     importlib.util.find_spec("nixl") is None, reason="nixl is not installed"
@@ -286,14 +292,6 @@ def test_a_peer_without_progress_holds_nobody_else_up(world: World) -> None:
     deaf.ask("metadata")
     assert world.settle(ticket).failed == ""
     assert world.local(999) == deaf.expected(999)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_peers_that_come_and_go_leave_nothing(world: World) -> None:

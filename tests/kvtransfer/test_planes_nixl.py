@@ -23,7 +23,7 @@ from penstock.kvtransfer.nixl_generations import (  # noqa: E402
     group_words,
     groups_of,
 )
-from penstock.kvtransfer.nixl_reads import PIECES_PER_POST, split  # noqa: E402
+from penstock.kvtransfer.nixl_reads import PIECES_PER_POST, breaks_of, split  # noqa: E402
 from penstock.kvtransfer.plane import STALE, PlaneError  # noqa: E402
 from support.nixl_pair import Pair  # noqa: E402
 
@@ -68,9 +68,10 @@ def test_parts_cover_a_read_and_hold_a_bounded_number_of_pieces(
     # Runs of the given lengths, each beginning somewhere else on both sides.
     remote = numpy.concatenate([numpy.arange(n + 1) + 1000 * at for at, n in enumerate(lengths)])
     local = numpy.arange(len(remote)) * 1
-    ends, pieces = split(remote.astype(numpy.int32), local.astype(numpy.int32), most)
+    breaks = breaks_of(remote.astype(numpy.int32), local.astype(numpy.int32))
+    ends = split(len(remote), breaks, most)
     assert ends[-1] == len(remote) and sorted(set(ends)) == ends
-    assert pieces >= len(lengths)
+    assert len(breaks) + 1 == len(lengths)
     for start, end in zip([0, *ends], ends, strict=False):
         assert end - start <= max(1, most)
         found = numpy.count_nonzero(numpy.diff(remote[start:end]) != 1) + 1

@@ -17,7 +17,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 from penstock.kvtransfer import nixl_gather, nixl_serving  # noqa: E402
-from penstock.kvtransfer.nixl_words import Ask, Done, Ready, Refused, encode  # noqa: E402
+from penstock.kvtransfer.nixl_staging import SLOTS, pieces_worth_gathering  # noqa: E402
+from penstock.kvtransfer.nixl_words import (  # noqa: E402
+    MOST_PAGES_PER_ASK,
+    Ask,
+    Done,
+    Ready,
+    Refused,
+    encode,
+)
 from penstock.kvtransfer.plane import STALE, PlaneError  # noqa: E402
 from support.nixl_pair import End, Pair  # noqa: E402
 from support.plane_world import PAGE_COUNT, World, until  # noqa: E402
@@ -43,7 +51,7 @@ def scattered(page_count: int, size: int, seed: int = 0) -> tuple[list[int], lis
         (200, 9000, 6000),
         (256, 9000, 9000),
         (4096, 2000, 700),
-        (12288, 99, 99),
+        (12288, 600, 600),
     ],
 )
 def test_gathered_pages_are_those_asked_for(
@@ -71,6 +79,24 @@ def test_few_pages_long_runs_and_large_pages_are_read_directly(pairs: list[Pair]
     pairs.append(large := Pair(16 << 10, 400))
     assert large.read(*scattered(400, 300)).failed == ""
     assert large.reader.plane.gathered == 0 and "16 KB or more" in large.reader.plane.path
+
+
+@pytest.mark.parametrize("page_bytes", [256, 4096, 8192])
+def test_as_many_pieces_are_gathered_as_the_path_says(pairs: list[Pair], page_bytes: int) -> None:
+    pairs.append(pair := Pair(page_bytes, 2000))
+    path = pair.reader.plane.path
+    enough = int(path.rpartition("; ")[2].split()[0])
+    remote = list(range(0, 2 * enough, 2))
+    assert pair.read(remote[1:], remote[1:]).failed == ""
+    assert pair.reader.plane.gathered == 0
+    assert pair.read(remote, remote).failed == ""
+    assert pair.reader.plane.gathered == enough
+
+
+def test_larger_pieces_are_worth_gathering_later_and_the_largest_never() -> None:
+    enough = [pieces_worth_gathering(size) for size in (16, 256, 4096, 8192, 12288)]
+    assert enough == sorted(enough)
+    assert pieces_worth_gathering(32 << 10) > 1 << 30
 
 
 def test_stale_pages_are_refused_before_they_are_asked_for(pairs: list[Pair]) -> None:
@@ -102,7 +128,7 @@ def test_what_is_no_ask_is_counted_and_dropped(pairs: list[Pair]) -> None:
         encode(Ask(b"forged..", 1, pages, nixl)),
         encode(Ask(token, 1, pages, b"no metadata")),
         encode(Ask(token, 1, pages, words_of(other)[-1])),
-        encode(Done(b"forged..", 1)),
+        encode(Done(b"forged..", [1])),
         encode(Ready(77, 0, 1)),
         encode(Refused(78, "no")),
     ]
@@ -116,7 +142,7 @@ def test_what_is_no_ask_is_counted_and_dropped(pairs: list[Pair]) -> None:
 
 @pytest.mark.parametrize(
     "pages",
-    [b"", b"\1\0\0", (100).to_bytes(4, "little"), b"\xff" * 4, bytes(4 * 513)],
+    [b"", b"\1\0\0", (100).to_bytes(4, "little"), b"\xff" * 4, bytes(4 * (MOST_PAGES_PER_ASK + 1))],
     ids=["none", "cut", "behind", "negative", "too-many"],
 )
 def test_an_ask_for_what_is_not_there_is_answered(pairs: list[Pair], pages: bytes) -> None:
@@ -136,7 +162,7 @@ def test_a_refused_or_silent_holder_is_read_by_piece_and_the_path_says_so(
     monkeypatch.setattr(nixl_gather, "PATIENCE_SECONDS", 0.05)
     pairs.append(pair := Pair(1024, 4000))
     remote, local = scattered(4000, 2000)
-    monkeypatch.setattr(nixl_serving.Serving, "work", lambda self: None)
+    monkeypatch.setattr(nixl_serving.Serving, "pack_next", lambda self: False)
     completion = pair.read(remote, local, [0] * 2000)
     assert completion.failed == "" and pair.same(remote, local)
     assert "by piece from some peers: no answer" in pair.reader.plane.path
@@ -145,30 +171,36 @@ def test_a_refused_or_silent_holder_is_read_by_piece_and_the_path_says_so(
     monkeypatch.setattr(nixl_gather, "AGAIN_SECONDS", 0.0)
     assert pair.read(remote, local).failed == ""
     assert pair.reader.plane.gathered == 2000 and "some peers" not in pair.reader.plane.path
-    monkeypatch.setattr(nixl_serving, "ASKS_PER_READER", 0)
+    monkeypatch.setattr(nixl_serving, "ASKED_PER_READER", 0)
     assert pair.read(remote, local).failed == ""
     assert "too many asks" in pair.reader.plane.path
 
 
+@pytest.mark.parametrize("pages", [400, 1400], ids=["a slotful", "slotfuls"])
 def test_a_slot_taken_back_before_it_was_read_is_noticed(
-    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, pages: int
 ) -> None:
-    """The first reader's slot is packed again for the second one before the first has looked."""
-    monkeypatch.setattr(nixl_serving, "SLOT_SECONDS", 0.0)
+    """The first reader's slots are packed again for the second one before the first has looked."""
     pairs.append(pair := Pair(1024, 4000, readers=2))
     slow, fast = pair.readers
     for reader in pair.readers:  # connected, so that nothing below needs the slow one's progress
         assert pair.settle(reader.plane.read("holder", [0], [0]), reader).failed == ""
-        reader.plane.read("holder", *scattered(4000, 400))
+        reader.plane.read("holder", *scattered(4000, pages))
     pair.until(lambda: not any(end.plane.busy for end in (*pair.readers, pair.holder)), "the end")
-    plans = [scattered(4000, 400, seed) for seed in (1, 2)]
+    monkeypatch.setattr(nixl_serving, "SLOT_SECONDS", 0.0)
+    plans = [scattered(4000, pages, seed) for seed in (1, 2)]
     for reader in pair.readers:
         reader.poison()
     serving = pair.holder.plane._serving
     assert serving
+
+    def packed() -> int:
+        return int(serving._sequences.words.sum())
+
+    before = packed()
     first = slow.plane.read("holder", *plans[0])
     slow.step()  # asks
-    until(lambda: serving.busy, pair.holder.step, "the first ask")
+    until(lambda: packed() > before, pair.holder.step, "the first ask")
     second = fast.plane.read("holder", *plans[1])
 
     def step() -> None:
@@ -176,11 +208,11 @@ def test_a_slot_taken_back_before_it_was_read_is_noticed(
         pair.holder.step()
 
     until(lambda: bool(fast.of(second)), step, "the second read")
-    packed = int(serving._slots.sequences.sum())
+    before = packed()
     for reader, ticket, plan in zip(pair.readers, (first, second), plans, strict=True):
         assert pair.settle(ticket, reader).failed == ""
         assert pair.same(*plan, reader=reader)
-    assert int(serving._slots.sequences.sum()) > packed  # the first one asked again
+    assert packed() > before  # the first one asked again
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["abandoned", "removed"])
@@ -241,7 +273,9 @@ def until_without(pair: Pair, still: End) -> Any:
 
 READER = """
 import sys
+from penstock.kvtransfer import nixl_gather
 from support.nixl_pair import End
+nixl_gather.PATIENCE_SECONDS = 60.0  # this test's holder may get no processor for seconds
 end = End(1024, 8000)
 end.plane.add_peer("holder", 1, bytes.fromhex(sys.argv[1]))
 print("up", flush=True)
@@ -277,7 +311,7 @@ def test_a_reader_killed_at_any_moment_leaves_nothing_with_the_holder(
             finally:
                 reader.kill()
         until(lambda: not holder.plane.busy, holder.step, "the return of the dead reader's slots")
-        assert holder.plane._serving and len(holder.plane._serving._free) == nixl_serving.SLOTS
+        assert holder.plane._serving and len(holder.plane._serving._free) == SLOTS
 
 
 @pytest.fixture

@@ -76,28 +76,6 @@ def test_what_cannot_be_had_is_refused_with_a_sentence(settings: PlaneSettings) 
                 open_plane(choice, replace(settings, host=host))
 
 
-def test_shm_tells_another_host_and_another_container(settings: PlaneSettings) -> None:
-    import msgspec
-
-    plane = open_plane("shm", settings)
-    words = msgspec.msgpack.decode(plane.metadata(), type=shm_plane.Metadata)
-    for change, sentence in [
-        ({"boot": "another"}, "another host"),
-        ({"pid_namespace": "pid:[1]"}, "another container"),
-        ({"started": words.started + 1}, "another process"),
-        ({"inode": words.inode + 1}, "not its memory file"),
-        ({"file": 10_000}, "cannot be opened"),
-        ({"pid": 2**31}, "cannot be opened"),
-        ({"page_count": 10**9}, "do not lie before its pages"),
-        ({"pages_offset": 0}, "do not lie before its pages"),
-        ({"file_bytes": words.file_bytes - 1}, "does not fit its memory file"),
-    ]:
-        forged = msgspec.msgpack.encode(msgspec.structs.replace(words, **change))
-        with pytest.raises(PlaneError, match=sentence):
-            plane.add_peer("tcp://peer:1", 1, forged)
-    plane.close()
-
-
 def test_importing_the_choice_imports_no_plane() -> None:
     import subprocess
 

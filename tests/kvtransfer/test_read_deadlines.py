@@ -34,7 +34,7 @@ def posted(read_seconds: float = 2.0) -> Ends:
 def test_a_read_that_does_not_end_is_given_up_at_its_deadline() -> None:
     ends = posted(read_seconds=2.0)
     predicted = 6 * PAGE_BYTES / UNKNOWN_BYTES_PER_SECOND
-    ends.turn(2.0)
+    ends.settle(200)  # of ten milliseconds
     assert not ends.lost(), "the floor, and twice what is predicted"
     ends.turn(MARGIN * predicted + 1e-9)
     assert ends.lost() == [("TIMED_OUT", Event.TIMED_OUT.value)]
@@ -48,7 +48,7 @@ def test_a_read_that_does_not_end_is_given_up_at_its_deadline() -> None:
 def test_a_plane_that_says_nothing_more_does_not_matter() -> None:
     ends = posted()
     ends.plane.progress = list  # type: ignore[method-assign]
-    ends.turn(3.0)
+    ends.settle(300)
     assert [event for event, _ in ends.lost()] == ["TIMED_OUT"]
 
 

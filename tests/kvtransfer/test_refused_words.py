@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from msgspec import structs
 
+from penstock.kvtransfer.columns import WIDTHS, pack, packed
 from penstock.kvtransfer.moves import Event
 from penstock.kvtransfer.words import MOST_RENEWED, Offence
 from penstock.protocol.messages import (
@@ -23,6 +25,8 @@ from penstock.protocol.messages import (
 )
 from support.handover_ends import COMPATIBILITY, FIRST, PROMPT, Ends
 
+COLUMNS = ("pages", "generations", "hashes", "digests")
+REVERSED = (4, 3, 2, 1, 0, 5)
 STRANGER = Peer("stranger", 9, "fake://stranger")
 
 
@@ -45,8 +49,17 @@ class Publication:
         self.ends.settle()
 
 
-def swap(given: list, index: int, value: object) -> list:
-    return [*given[:index], value, *given[index + 1 :]]
+def swap(column: bytes, block: int, value: int | bytes) -> bytes:
+    """A column of six blocks with another value for one of them."""
+    width = len(column) // 6
+    one = value if isinstance(value, bytes) else value.to_bytes(width, "little", signed=value < 0)
+    return column[: block * width] + one.ljust(width, b"\0") + column[(block + 1) * width :]
+
+
+def cut(good: Published, start: int, end: int) -> dict[str, Any]:
+    """The columns of some of its blocks."""
+    columns = zip(COLUMNS, packed(good), WIDTHS, strict=True)
+    return {name: column[start * width : end * width] for name, column, width in columns}
 
 
 def other_prompts_pages(one: Publication) -> dict[str, object]:
@@ -60,11 +73,8 @@ def other_tenants_pages(one: Publication) -> dict[str, object]:
 
 def pages_of(one: Publication, pages: list[int]) -> dict[str, object]:
     pool = one.ends.holding
-    return {
-        "pages": pages,
-        "generations": [pool.generation(page) for page in pages],
-        "hashes": [pool.content(page) for page in pages],
-    }
+    columns = pack(pages, [*map(pool.generation, pages)], [*map(pool.content, pages)])
+    return dict(zip(COLUMNS, columns, strict=True))
 
 
 # What is said instead of the good publication, the reason counted, and what the sentence names.
@@ -77,7 +87,7 @@ CASES: dict[str, tuple[Callable[[Publication], dict[str, object]], Offence, str]
         "block 3 holds other content than this prompt",
     ),
     "blocks in another order": (
-        lambda one: {"hashes": [*one.good.hashes[4::-1], b""]},
+        lambda one: {"hashes": b"".join(cut(one.good, at, at + 1)["hashes"] for at in REVERSED)},
         Offence.WRONG_CONTENT,
         "block 0",
     ),
@@ -97,7 +107,7 @@ CASES: dict[str, tuple[Callable[[Publication], dict[str, object]], Offence, str]
         "block 5",
     ),
     "a page out of range": (
-        lambda one: {"pages": swap(one.good.pages, 1, 1 << 40)},
+        lambda one: {"pages": swap(one.good.pages, 1, (1 << 31) - 1)},
         Offence.OUT_OF_RANGE,
         "range",
     ),
@@ -114,21 +124,34 @@ CASES: dict[str, tuple[Callable[[Publication], dict[str, object]], Offence, str]
         "never granted",
     ),
     "too few generations": (
-        lambda one: {"generations": one.good.generations[1:]},
+        lambda one: {"generations": one.good.generations[8:]},
         Offence.BAD_LISTS,
-        "6 pages, 5 generations",
+        "24 bytes of pages, 40 of generations",
     ),
-    "too few hashes": (lambda one: {"hashes": []}, Offence.BAD_LISTS, "0 hashes"),
-    "digests nobody asked for": (lambda one: {"digests": [1] * 6}, Offence.BAD_LISTS, "6 digests"),
+    "half a page's number": (
+        lambda one: {"pages": one.good.pages[:-2]},
+        Offence.BAD_LISTS,
+        "22 bytes of pages",
+    ),
+    "columns of half a block": (
+        lambda one: {name: getattr(one.good, name)[:-1] for name in COLUMNS},
+        Offence.BAD_LISTS,
+        "23 bytes of pages",
+    ),
+    "too few hashes": (lambda one: {"hashes": b""}, Offence.BAD_LISTS, "0 of hashes"),
+    "digests nobody asked for": (
+        lambda one: {"digests": bytes(48)},
+        Offence.BAD_LISTS,
+        "6 digests",
+    ),
+    "too few digests": (lambda one: {"digests": bytes(40)}, Offence.BAD_LISTS, "40 of digests"),
     "first tokens of another length": (
         lambda one: {"first_tokens": FirstTokens([0], [7, 8], [""], [None])},
         Offence.BAD_LISTS,
         "different lengths",
     ),
     "first tokens before the end": (
-        lambda one: {
-            name: getattr(one.good, name)[:3] for name in ("pages", "generations", "hashes")
-        },
+        lambda one: cut(one.good, 0, 3),
         Offence.BAD_LISTS,
         "block 3 of 6",
     ),
@@ -190,9 +213,9 @@ def test_a_repeat_that_differs_is_refused(field: str) -> None:
     assert not one.ends.reader.lost
     good = getattr(one.good, field)
     other = {
-        "pages": lambda: [*good[:-1], 63],
-        "generations": lambda: [*good[:-1], 99],
-        "hashes": lambda: [*good[:-1], b"x"],
+        "pages": lambda: swap(good, 5, 63),
+        "generations": lambda: swap(good, 5, 99),
+        "hashes": lambda: swap(good, 5, b"x"),
         "first_tokens": lambda: FirstTokens([0], [8], [""], [None]),
     }[field]()
     one.say(**{field: other})
@@ -204,14 +227,22 @@ def test_a_repeat_that_differs_is_refused(field: str) -> None:
 
 def test_a_partial_repeat_and_a_gap_are_no_offence() -> None:
     one = Publication()
-    columns = ("pages", "generations", "hashes")
-    late = {name: getattr(one.good, name)[3:] for name in columns}
-    one.say(first_block=3, **late)  # blocks 0..2 are lost
+    one.say(first_block=3, **cut(one.good, 3, 6))  # blocks 0..2 are lost
     assert not one.ends.complete() and not one.ends.lost()
-    one.say(**{name: getattr(one.good, name)[:4] for name in columns}, first_tokens=None)
-    one.say(first_block=2, **{name: getattr(one.good, name)[2:] for name in columns})
+    one.say(**cut(one.good, 0, 4), first_tokens=None)
+    one.say(first_block=2, **cut(one.good, 2, 6))
     assert len(one.ends.complete()) == 1
     one.ends.nothing_stranded()
+
+
+@pytest.mark.parametrize("count", [2, 40])
+@pytest.mark.parametrize("token", [-1, 1000, 1 << 40, (1 << 64) - 1])
+def test_one_impossible_token_among_few_or_many_is_seen(token: int, count: int) -> None:
+    ends = Ends(vocabulary=1000)
+    prefill = structs.replace(ends.prompt()[0].prefill, token_ids=[5] * count + [token, 7])
+    ends.reader.take(ends.holder_wire.me, Handoff(prefill, 5, 1.0, 0), ends.now)
+    assert ends.lost() == [("REFUSED", "a token id lies outside the vocabulary of 1000")]
+    assert ends.reader.refused_words == {Offence.BAD_TOKENS.value: 1}
 
 
 def test_a_handoff_of_impossible_tokens_is_refused() -> None:

@@ -38,9 +38,9 @@ def test_a_router_that_joins_makes_no_stuck_worker_look_well_to_the_others():
     membership.beat(0.0, WorkerState, dict, "engine: a step has been running for 90 s")
     pages = pool.take("somebody", 1)
     assert pages is not None
-    pool.seal(pages[0], b"a block")
+    pool.seal(pages[0], b"a block, 16 long")
     words.said.clear()
     membership.link(Connected(OTHER), WorkerState())
     (news,) = [message for endpoint, message in words.said if endpoint == ONE]
-    assert isinstance(news, Status) and news.cached_added == [b"a block"]
+    assert isinstance(news, Status) and news.cached_added == [b"a block, 16 long"]
     assert news.stuck == "engine: a step has been running for 90 s"

@@ -47,7 +47,7 @@ FORGOTTEN = """\
             self._flow.worker_lost(sender.endpoint)"""
 UNKNOWN = """\
         for found in self._silence.unknown(self.in_flight, sender, message):
-            self._place_again"""
+            self._placing.again"""
 
 BUGS = {
     "pages are free on cancel before they are quiet": Bug(
@@ -58,8 +58,8 @@ BUGS = {
     "no generation is checked": Bug(
         "kvtransfer/reader.py",
         (
-            ("                incoming.generations[start:known],\n", ""),
-            ("or good and stale:", "and stale:"),
+            ("                said.generations(start, known),\n", ""),
+            ("stale = not incoming.said.are_at(", "stale = False and incoming.said.are_at("),
         ),
         "pages hold",
     ),
@@ -69,13 +69,14 @@ BUGS = {
         "ran out .* after a renewal",
     ),
     "a repeated publication is counted twice": Bug(
-        "kvtransfer/reader.py",
+        "kvtransfer/hearing.py",
         # The check of the content stands behind it and would refuse what is shifted.
         (
             ("fresh = known - message.first_block", "fresh = 0"),
             (
-                "self._object(incoming, fault)\n        return fault is None",
-                "pass\n        return True",
+                "    incoming.said.add(packed(message), fresh)\n",
+                "    incoming.said.add(packed(message), fresh)\n"
+                "    incoming.vetted = incoming.said.count\n",
             ),
         ),
         "IndexError|hung|pages hold",
@@ -83,7 +84,7 @@ BUGS = {
     "a repeated word is taken twice": Bug(
         "protocol/seen.py",
         (("        if key in self._keys:\n            return False\n", ""),),
-        "twice in one step|writes it|is written by",
+        "twice in one step|writes it|is written by|holds pages already",
     ),
     "pages are leaked when prefill dies between two chunks": Bug(
         "kvtransfer/reader.py",
@@ -105,12 +106,12 @@ BUGS = {
         "kvtransfer/reader.py",
         (
             (
-                "remote_pages[start:known]",
-                "remote_pages[start - incoming.skipped :][: known - start]",
+                "said.pages(start, known)",
+                "said.pages(start - incoming.skipped, known - incoming.skipped)",
             ),
             (
-                "generations[start:known]",
-                "generations[start - incoming.skipped :][: known - start]",
+                "said.generations(start, known)",
+                "said.generations(start - incoming.skipped, known - incoming.skipped)",
             ),
         ),
         "pages hold",
@@ -124,8 +125,8 @@ BUGS = {
         "decode/worker.py",
         (
             (
-                "if self._engine.busy:\n                sequence",
-                "if False:\n                sequence",
+                "if self._flights.holds(sequence):\n            sequence",
+                "if False:\n            sequence",
             ),
         ),
         "changed under its step",
@@ -137,17 +138,17 @@ BUGS = {
     ),
     "a page's content is not checked": Bug(
         "kvtransfer/words.py",
-        (("if ours == incoming.said_hashes[start:known]:", "if True:"),),
+        (("    if ours == said:\n", "    if True:\n"),),
         "pages hold",
     ),
     "a page's digest is not checked": Bug(
         "kvtransfer/reader.py",
-        (("if digest == incoming.digests[block]:", "if True:"),),
+        (("if digest == incoming.said.digest(block):", "if True:"),),
         "pages hold",
     ),
     "the answer to an inquiry is ignored": Bug(
         "router/flow.py",
-        ((UNKNOWN, "        for found in ():\n            self._place_again"),),
+        ((UNKNOWN, "        for found in ():\n            self._placing.again"),),
         "hung",
     ),
     "the router does not know that a worker forgot its work": Bug(

@@ -100,6 +100,14 @@ class Ends:
         lease = self.holder.open(prefill, 0, self.now)
         return lease, self.compute(("sequence", request), tokens, salt)
 
+    def publish_prompt(self) -> tuple[Lease, list[int]]:
+        """A prompt to a reader that has been introduced, all of it published but not yet carried;
+        its lease and its pages."""
+        lease, pages = self.prompt()
+        self.settle(3)
+        self.holder.publish(lease, pages, FIRST)
+        return lease, pages
+
     def compute(self, holder: object, tokens: list[int], salt: str = "") -> list[int]:
         root = blockhash.root(COMPATIBILITY.model, COMPATIBILITY.numeric_class, salt)
         hashes = blockhash.extend(root, tokens, SLOTS)
@@ -147,6 +155,13 @@ class Ends:
 
     def complete(self) -> list[Incoming]:
         return self.reader.complete
+
+    def completes(self, turns: int = 5) -> Incoming:
+        """The one hand-over, which arrives whole; afterwards nothing is left of it."""
+        self.settle(turns)
+        (incoming,) = self.complete()
+        self.nothing_stranded()
+        return incoming
 
     def nothing_stranded(self) -> None:
         """After sequences and takers let go, every page is free or cached."""

@@ -30,6 +30,14 @@ def until(condition: Callable[[], bool], step: Callable[[], object], what: str) 
         assert time.monotonic() < end, f"{what} did not happen in {DEADLINE} s"
 
 
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
 class PeerProcess:
     """A holder in another process."""
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from penstock.engine.sequence import Sequence
 from penstock.models.config import read_config
-from penstock.models.llama import LlamaForCausalLM
+from penstock.models.decoder import Decoder
 from penstock.protocol.messages import Peer, Prefill, Sampling
 
 CONFIG: dict[str, Any] = {
@@ -22,6 +22,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 128,
     "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "eos_token_id": 2,
 }
@@ -34,7 +35,7 @@ def write_model(folder: Path, dtype: str = "float32", **changes: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG | {"dtype": dtype} | changes))
     chance = torch.Generator().manual_seed(5)
     tensors = {}
-    for name, shape in LlamaForCausalLM.tensors(read_config(folder)).items():
+    for name, shape in Decoder.shapes(read_config(folder)).items():
         normal = 0.2 * torch.randn(shape, generator=chance)
         tensor = 1 + normal if "norm" in name else normal
         tensors[name] = tensor.to(getattr(torch, dtype))
