@@ -6,7 +6,7 @@
     cache hit  the prompt's first pages were filled by another sequence and are shared
     hand-over  the answer, from pages copied byte for byte into another memory, under other numbers
 
-Each step computes a neighbour as well, so that rows of two sequences meet in every operation.
+Every few steps compute a neighbour as well, so that rows of two sequences meet in every operation.
 
 T tokens of prompt and answer, V vocabulary.
 """
@@ -33,10 +33,11 @@ SLOTS = 8
 PAGES = 48
 PROMPT = 41
 ANSWER = 64
-CHUNKS = (7, 16, 1, 17)
+CHUNKS = (7, 16, 1, 17)  # the second and third begin at 7 and 23, beside a neighbour
 SHARED = 3  # pages of the prompt that a cache holds
-HANDED_OVER = 16  # tokens decoded after a hand-over
+HANDED_OVER = 8  # tokens decoded after a hand-over
 NEIGHBOUR = [5, 3, 8, 1, 9]
+BESIDE = 3  # a step that begins at a position p has the neighbour in it where p % 4 is this
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,8 @@ class Pages:
     def _steps(self, sequence: Sequence, cuts: Any, start: int) -> Iterator[Tensor]:
         model = self.loaded.model
         for count in cuts:
-            slices = (Slice(self.neighbour, 0, len(NEIGHBOUR)), Slice(sequence, start, count))
-            batch = self.builder.build(Step(slices))
+            beside = (Slice(self.neighbour, 0, len(NEIGHBOUR)),) if start % 4 == BESIDE else ()
+            batch = self.builder.build(Step((*beside, Slice(sequence, start, count))))
             yield model.logits(model.forward(batch, self.memory.pages_PLCGSH))[-count:]
             start += count
 

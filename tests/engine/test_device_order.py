@@ -45,7 +45,7 @@ def test_a_step_lets_arrivals_in_first_and_publishes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_model(write_model(tmp_path), choose("cpu"), torch.float32)
-    memory = PagedMemory(PageLayout(2, 2, 8, 16, torch.float32), 4)
+    memory = PagedMemory(PageLayout(2, 2, 2, 8, 16, torch.float32), 4)
     order = Recorded(memory.pages_PLCGSH)
     runner = Runner(loaded.model, memory.pages_PLCGSH, order)
     sequence = make_sequence([1, 2, 3], pages=[2], temperature=0.0)

@@ -76,7 +76,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder: Path = write_model(tmp_path_factory.mktemp("model"), dtype)
     kernels = choose("cpu", name)
     loaded = load_model(folder, kernels, getattr(torch, dtype))
-    memory = PagedMemory(PageLayout(2, 2, SLOTS, 16, getattr(torch, dtype)), PAGES)
+    memory = PagedMemory(PageLayout(2, 2, 2, SLOTS, 16, getattr(torch, dtype)), PAGES)
     return World(Runner(loaded.model, memory.pages_PLCGSH), memory)
 
 

@@ -11,7 +11,7 @@ import torch
 from penstock.engine.load import EngineSettings, load_engine
 from penstock.engine.step import Slice, Step, StepResult
 from penstock.engine.thread import EngineThread
-from penstock.models.config import ModelError
+from penstock.models.fields import ModelError
 from support.small_model import make_sequence, write_model
 
 

@@ -15,7 +15,7 @@ from penstock.kvtransfer.host_memory import HostMemory
 from penstock.kvtransfer.open import open_plane
 from penstock.kvtransfer.plane import PlaneSettings
 
-LAYOUT = PageLayout(layers=3, kv_heads=2, slots=8, head_size=16, dtype=torch.bfloat16)
+LAYOUT = PageLayout(layers=3, sides=2, groups=2, slots=8, head=16, dtype=torch.bfloat16)
 
 
 def test_layout_and_description() -> None:
@@ -101,7 +101,7 @@ def test_ending_without_close_is_quiet() -> None:
     code = (
         "import torch\n"
         "from penstock.engine.paged_memory import PagedMemory, PageLayout\n"
-        "memory = PagedMemory(PageLayout(1, 1, 8, 16, torch.float32), 100)\n"
+        "memory = PagedMemory(PageLayout(1, 2, 1, 8, 16, torch.float32), 100)\n"
         "pages = memory.pages_PLCGSH.fill_(1)\n"
         "kept = [pages[3], memory.generations[2:]]\n"
     )
