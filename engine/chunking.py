@@ -82,8 +82,8 @@ class Blocks:
         full = sequence.computed // self.page_slots
         if full > len(sequence.hashes):
             self.hash_full(sequence)
-        for block in range(sequence.sealed, full):
-            self.pool.seal(sequence.pages[block], sequence.hashes[block])
+        fresh = slice(sequence.sealed, full)
+        self.pool.seal_blocks(sequence.pages[fresh], sequence.hashes[fresh])
         sequence.sealed = max(sequence.sealed, full)
 
     def seal_tail(self, sequence: Sequence) -> None:

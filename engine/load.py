@@ -10,9 +10,12 @@ import numpy
 import torch
 
 from ..kernels.choice import Kernels, choose
-from ..kernels.exactness import Report, probe
-from ..models.config import ModelConfig, ModelError, read_config
-from ..models.registry import CLASSES, Loaded, load_model
+from ..kernels.exactness import AttentionShape, MixtureShape, Report, probe
+from ..models.blueprint import Attention, Experts, LatentAttention
+from ..models.config import ModelConfig, read_config
+from ..models.decoder import Decoder
+from ..models.fields import ModelError
+from ..models.registry import Loaded, load_model
 from .paged_memory import PagedMemory, PageLayout, pages_within
 from .runner import Runner
 from .thread import EngineThread
@@ -60,7 +63,7 @@ class LoadedEngine:
 
 
 def load_engine(
-    settings: EngineSettings, progress: Callable[[int, int], None] | None = None
+    settings: EngineSettings, progress: Callable[[int, int, str], None] | None = None
 ) -> LoadedEngine:
     """Blocks while weights load; `progress(bytes done, bytes total)`. Raises ModelError."""
     device = _device(settings.device)
@@ -90,16 +93,27 @@ def _probe(
     config: ModelConfig, kernels: Kernels, dtype: torch.dtype, slots: int, device: torch.device
 ) -> Report:
     """Ask with this model's own shapes whether rows, and threads, leave bits alone."""
-    shapes = CLASSES[config.architecture].packed_shapes(config)
-    return probe(
-        kernels,
-        dtype,
-        shapes,
-        query_heads=config.query_heads,
-        groups=config.kv_heads,
-        head=config.head_size,
-        slots=slots,
-        device=device,
+    kinds = tuple(_kind(layer.attention) for layer in config.blueprint.layers)
+    plans = (layer.feed_forward for layer in config.blueprint.layers)
+    mixtures = tuple(
+        MixtureShape(plan.count, config.hidden, plan.size, plan.scoring == "sigmoid")
+        for plan in plans
+        if isinstance(plan, Experts)
+    )
+    return probe(kernels, dtype, Decoder.packed(config), kinds, slots, device, mixtures)
+
+
+def _kind(plan: Attention) -> AttentionShape:
+    if isinstance(plan, LatentAttention):
+        head = plan.kv_rank + plan.rotary_size
+        return AttentionShape(plan.query_heads, 1, head, value_size=plan.kv_rank)
+    return AttentionShape(
+        plan.query_heads,
+        plan.kv_heads,
+        plan.head_size,
+        window=plan.window,
+        sinks=plan.sinks,
+        head_norm=plan.head_norm,
     )
 
 
@@ -167,9 +181,7 @@ def _name(dtype: torch.dtype) -> str:
 def _memory(
     settings: EngineSettings, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> PagedMemory:
-    layout = PageLayout(
-        config.layers, config.kv_heads, settings.page_slots, config.head_size, dtype
-    )
+    layout = PageLayout.of(config.blueprint, settings.page_slots, dtype)
     pages = settings.pages
     if not pages:
         budget = settings.memory_budget or _default_budget(device)

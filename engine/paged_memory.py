@@ -8,7 +8,8 @@ Nothing here unmaps by hand: the mapping goes when the last tensor, view or desc
 so that neither `close` nor the interpreter's end can pull it from under a reader or a plane. The
 file is sealed: nobody can change its size, so no peer's mapping ever points behind its end.
 
-P pages, L layers, G kv heads, S slots per page, H head size.
+P pages, L layers, C sides (2: keys and values; 1: values are part of the keys), G kv heads, S slots
+per page, H head size.
 """
 
 import mmap
@@ -19,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..models.blueprint import Blueprint
 from ..protocol.memory import PageMemory, sealed_file
 
 Shape = tuple[int, int, int, int, int, int]
@@ -29,23 +31,27 @@ class PageLayout:
     """The shape of one page; contiguous over all layers, so that a page is one transfer."""
 
     layers: int
-    kv_heads: int
+    sides: int
+    groups: int
     slots: int
-    head_size: int
+    head: int
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, blueprint: Blueprint, slots: int, dtype: torch.dtype) -> "PageLayout":
+        page = blueprint.page
+        return cls(len(blueprint.layers), page.sides, page.groups, slots, page.head, dtype)
 
     @property
     def page_bytes(self) -> int:
-        elements = self.layers * 2 * self.kv_heads * self.slots * self.head_size
-        return elements * self.dtype.itemsize
+        return prod(self.shape(1)) * self.dtype.itemsize
 
     def shape(self, pages: int) -> Shape:
-        return (pages, self.layers, 2, self.kv_heads, self.slots, self.head_size)
+        return (pages, self.layers, self.sides, self.groups, self.slots, self.head)
 
     def __str__(self) -> str:
         """What `Compatibility.layout` says."""
-        sizes = (self.layers, 2, self.kv_heads, self.slots, self.head_size)
-        return "PLCGSH " + "x".join(map(str, sizes))
+        return "PLCGSH " + "x".join(map(str, self.shape(0)[1:]))
 
 
 class PagedMemory:

@@ -126,7 +126,7 @@ def open_station(
     role: Role,
     settings: Worker,
     open_plane: Callable[[PageMemory, str, tuple[bytes, bytes] | None], AnyPlane],
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int, str], None],
 ) -> tuple[Station, AnyPlane]:
     """Load, map, bind. Raises ModelError, MailboxError, ClusterKeyError or the plane's error."""
     key = read_key(config.key_path) if config.key_path else None

@@ -1,6 +1,7 @@
 """The line between a supervised process and its supervisor: JSON lines up, end-of-file down.
 
-    {"event": "progress", "done": 10, "total": 200}       while it gets ready; bytes, usually
+    {"event": "progress", "done": 10, "total": 200, "what": "lm_head"}   while it gets ready; bytes,
+                                                          usually
     {"event": "ready", "facts": {"kernels": "native"}}    once; facts are shown to people
     {"event": "failed", "reason": "..."}                  it ends now, and this is why
 
@@ -24,10 +25,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="event"):
-    """So much is done; `total` 0 = unknown."""
+    """So much is done; `total` 0 = unknown. `what` is at hand, "" where nobody says."""
 
     done: int
     total: int
+    what: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="event"):
@@ -66,7 +68,7 @@ class Report:
         self._signalled = False
         self._bell: tuple[int, int] | None = None  # a pipe that a signal writes to
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, what: str = "") -> None:
         """Call it as often as you like; each percent is told once."""
         percent = 100 * done // total if total else 0
         if percent == self._percent:
@@ -74,7 +76,7 @@ class Report:
         self._percent = percent
         if self._channel is None and percent % 25:
             return
-        self._tell(Progress(done, total), f"{percent}%")
+        self._tell(Progress(done, total, what), f"{percent}%")
 
     def ready(self, **facts: object) -> None:
         told = {key: str(value) for key, value in facts.items()}

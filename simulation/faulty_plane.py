@@ -146,7 +146,7 @@ class FaultyPlane(SimulatedPlane):
         if busy & set(local):
             raise Violation("a read into a page where another read may still land")
         self.transfers[ticket] = self._transfer(ticket, source)
-        self.chance.note(f"READ {self.key} <- {source.key} {remote} -> {local}")
+        self.chance.note(f"READ {self.key} <- {source.key} {[*remote]} -> {[*local]}")
         return ticket
 
     def progress(self) -> list[Completion]:

@@ -31,13 +31,15 @@ FLOORS: dict[str, set[str]] = {
 }
 
 # The parts of models that need no torch: text, its template, and the checkpoint's own words.
-ROUTER_MODELS = {"tokenizer", "chat_template", "text_stream", "config"}
+ROUTER_MODELS = {"tokenizer", "chat_template", "text_stream", "config", "fields", "blueprint"}
 
 # Files that decide. They are given the time, they send through a seam, they touch no tensor.
 PURE = [
     "protocol/messages.py",
     "protocol/memory.py",
     "protocol/blockhash.py",
+    "protocol/findable.py",
+    "protocol/page_states.py",
     "protocol/pages.py",
     "protocol/membership.py",
     "protocol/codec.py",
@@ -45,6 +47,7 @@ PURE = [
     "engine/step.py",
     "engine/chunking.py",
     "engine/finish.py",
+    "engine/flights.py",
     "engine/frames.py",
     "kvtransfer/plane.py",
     "kvtransfer/moves.py",
@@ -52,12 +55,21 @@ PURE = [
     "engine/health.py",
     "engine/inquiry.py",
     "engine/stranded.py",
+    "models/blueprint.py",
+    "models/fields.py",
+    "models/standard.py",
+    "models/config.py",
     "router/inbox.py",
     "router/health.py",
     "router/places.py",
     "protocol/seen.py",
+    "kvtransfer/columns.py",
+    "kvtransfer/hearing.py",
     "kvtransfer/holder.py",
     "kvtransfer/incoming.py",
+    "kvtransfer/asked_read.py",
+    "kvtransfer/known_peers.py",
+    "kvtransfer/own_time.py",
     "kvtransfer/pace.py",
     "kvtransfer/ways.py",
     "kvtransfer/words.py",
@@ -156,6 +168,12 @@ def test_pure_files_bring_in_no_torch_and_no_sockets() -> None:
 
 def test_the_router_runs_without_torch() -> None:
     assert "torch" not in modules_after("penstock.router.server")
+
+
+def test_configs_of_every_family_are_read_without_torch() -> None:
+    files = python_files(ROOT / "models" / "families")
+    modules = [f"penstock.models.families.{file.stem}" for file in files]
+    assert "torch" not in modules_after("penstock.models.config", *modules)
 
 
 def test_the_supervisor_and_the_command_line_run_without_torch() -> None:

@@ -17,7 +17,7 @@ from penstock.engine.paged_memory import PagedMemory, PageLayout
 from penstock.kvtransfer.open import open_plane
 from penstock.kvtransfer.plane import Plane, PlaneSettings
 
-LAYOUT = PageLayout(layers=8, kv_heads=4, slots=32, head_size=64, dtype=torch.bfloat16)
+LAYOUT = PageLayout(layers=8, sides=2, groups=4, slots=32, head=64, dtype=torch.bfloat16)
 BUSY = 2048  # side of the matrices that keep the device busy before a page is written
 
 
