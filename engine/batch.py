@@ -7,6 +7,7 @@ T tokens, B sequences (slices), W pages per sequence at most, R wanted rows.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from types import MappingProxyType
 
@@ -35,8 +36,48 @@ def wanted_rows(part: Slice) -> int:
     return 1 if part.draw else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the sizes of a batch's tensors follow from; W of the page table is `width`."""
+
+    tokens: int
+    sequences: int
+    rows: int
+    width: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """int32 words of each tensor, in the buffer's order."""
+        tokens, sequences = [self.tokens] * 4, [self.sequences + 1] * 2
+        return [*tokens, *sequences, self.sequences, self.rows, self.sequences * self.width]
+
+
+def batch_of(words: Tensor, counts: Counts) -> Batch:
+    """Views of the buffer, which may be longer than the batch needs."""
+    sizes = counts.sizes
+    parts: tuple[Tensor, ...] = words[: sum(sizes)].split(sizes)
+    return Batch(
+        token_T=parts[0],
+        position_T=parts[1],
+        page_T=parts[2],
+        slot_T=parts[3],
+        query_start_B1=parts[4],
+        wanted_start_B1=parts[5],
+        context_length_B=parts[6],
+        wanted_R=None if counts.rows == counts.tokens else parts[7],
+        page_table_BW=parts[8].view(counts.sequences, counts.width),
+    )
+
+
 class BatchBuilder:
-    """Holds the buffer between steps, since allocating costs more than filling."""
+    """Holds the buffer between steps, since allocating costs more than filling.
+
+    `counts` and `words` (int32) are those of the batch that was built last, as another process
+    needs them for `batch_of`.
+    """
+
+    counts: Counts
+    words: numpy.ndarray
 
     def __init__(self, page_slots: int, device: torch.device | str = "cpu") -> None:
         self.page_slots = page_slots
@@ -58,7 +99,8 @@ class BatchBuilder:
         width = -(-max(contexts) // self.page_slots)
         wanted = [wanted_rows(part) for part in slices]
         rows = sum(wanted)
-        sizes = [tokens] * 4 + [sequences + 1] * 2 + [sequences, rows, sequences * width]
+        self.counts = Counts(tokens, sequences, rows, width)
+        sizes = self.counts.sizes
         ends = list(accumulate(sizes))
         if ends[-1] > len(self.buffer):
             self._resize(2 * ends[-1])
@@ -78,7 +120,8 @@ class BatchBuilder:
             raise ValueError("a sequence has fewer pages than the tokens it is to compute")
         if rows != tokens:
             _fill_wanted(wanted_row, wanted, query_start)
-        return self._batch(ends, sizes, (sequences, width), every_row=rows == tokens)
+        self.words = self.buffer[: ends[-1]]
+        return batch_of(self._moved(ends[-1]), self.counts)
 
     def _fill_tokens(
         self,
@@ -111,24 +154,11 @@ class BatchBuilder:
         flat = table_BW.reshape(-1)
         flat[:] = numpy.fromiter(chain.from_iterable(row_lists), numpy.int32, len(flat))
 
-    def _batch(
-        self, ends: list[int], sizes: list[int], table: tuple[int, int], every_row: bool
-    ) -> Batch:
-        moved = self.host[: ends[-1]]
+    def _moved(self, count: int) -> Tensor:
+        moved = self.host[:count]
         if self.device.type != "cpu":
             moved = moved.to(self.device, non_blocking=True)
-        parts: tuple[Tensor, ...] = moved.split(sizes)
-        return Batch(
-            token_T=parts[0],
-            position_T=parts[1],
-            page_T=parts[2],
-            slot_T=parts[3],
-            query_start_B1=parts[4],
-            wanted_start_B1=parts[5],
-            context_length_B=parts[6],
-            wanted_R=None if every_row else parts[7],
-            page_table_BW=parts[8].view(table),
-        )
+        return moved
 
 
 def _fill_wanted(wanted_row: numpy.ndarray, wanted: list[int], query_start: numpy.ndarray) -> None:

@@ -1,5 +1,6 @@
 """How a worker knows that it makes progress, and how fast. Pure: `now` is an argument."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ..protocol.loop import Gaps
@@ -49,11 +50,13 @@ class Pulse:
         quarantine_share: float,
         gaps: Gaps,
         engine: Living | None = None,  # None: it has no thread that could end
+        failure: Callable[[], str] = lambda: "",  # of what it stands on besides; "" while well
     ):
         self._step_limit = step_limit_seconds
         self._quarantine_share = quarantine_share
         self._gaps = gaps
         self._engine = engine
+        self._failure = failure
         self._step_since: float | None = None
         self._over_since: float | None = None
         self._leaking_since: float | None = None
@@ -74,6 +77,8 @@ class Pulse:
         return self._engine_stuck(now) or self._pool_stuck(now, pool, idle)
 
     def _engine_stuck(self, now: float) -> str:
+        if failure := self._failure():
+            return failure
         if self._engine is not None and not self._engine.alive:
             return "engine: its thread has ended"
         if self._step_since is not None and now - self._step_since > self._step_limit:

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -16,7 +16,10 @@ from ..models.config import ModelConfig, read_config
 from ..models.decoder import Decoder
 from ..models.fields import ModelError
 from ..models.registry import Loaded, load_model
+from ..models.shards import Shards
 from .paged_memory import PagedMemory, PageLayout, pages_within
+from .rank_words import Setup
+from .ranks import Ranks
 from .runner import Runner
 from .thread import EngineThread
 
@@ -40,6 +43,8 @@ class EngineSettings:
     memory_budget: int = 0  # bytes for pages, where their number is not given
     page_slots: int = 32
     threads: int = 0
+    ranks: int = 1
+    shards: int = 0  # one per rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +61,18 @@ class LoadedEngine:
     exactness: str  # what the probe found on this machine
     device: str
     threads: int
+    ranks: Ranks | None = None  # that hold the other shards
+
+    def failure(self) -> str:
+        """Why the engine answers no step any more; "" while all is well."""
+        return "" if self.ranks is None else self.ranks.failure
 
     def close(self) -> None:
+        if self.ranks is not None and self.ranks.failure:
+            self.ranks.close()  # its steps would not end before
         self.engine.close()
+        if self.ranks is not None:
+            self.ranks.close()
         self.memory.close()
 
 
@@ -69,23 +83,66 @@ def load_engine(
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, read_config(settings.model))
     kernels = choose(device, settings.kernels)
+    shards = _shards(settings, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    ranks = _start_ranks(settings, shards, kernels, dtype) if settings.ranks > 1 else None
+    if ranks is not None:
+        shards = replace(shards, gather=ranks.group.gather)
+    try:
+        loaded = load_model(settings.model, kernels, dtype, device, progress, shards)
+        piece = Decoder.divided(loaded.config, shards.count)
+        found = _probe(piece, kernels, dtype, settings.page_slots, device)
+        memory = _memory(settings, loaded.config, dtype, device)
+        if ranks is not None:
+            ranks.meet(memory, kernels.digest)
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
     threads = torch.get_num_threads()
-    loaded = load_model(settings.model, kernels, dtype, device, progress)
-    found = _probe(loaded.config, kernels, dtype, settings.page_slots, device)
-    memory = _memory(settings, loaded.config, dtype, device)
     return LoadedEngine(
-        engine=EngineThread(Runner(loaded.model, memory.pages_PLCGSH), threads),
+        engine=EngineThread(Runner(loaded.model, memory.pages_PLCGSH, ranks=ranks), threads),
         memory=memory,
         config=loaded.config,
         model_digest=loaded.digest,
-        numeric_class=numeric_class(loaded, kernels, dtype, device, found),
+        numeric_class=numeric_class(loaded, kernels, dtype, device, found, shards.count),
         dtype=_name(dtype),
         kernels=f"{kernels.name} ({kernels.why})",
         exactness=found.sentence,
-        device=str(device),
+        device=f"{device}, {settings.ranks} ranks" if ranks is not None else str(device),
         threads=threads,
+        ranks=ranks,
+    )
+
+
+def _shards(settings: EngineSettings, device: torch.device) -> Shards:
+    """How the model is cut, asked before anything is started. Raises ModelError."""
+    if settings.ranks > 1 and device.type != "cpu":
+        raise ModelError(
+            f"ranks {settings.ranks}: several ranks share pages in host memory, and the device is "
+            f"{device.type}; ranks 1 works, and device cpu"
+        )
+    shards = Shards.of_rank(settings.shards or settings.ranks, 0, settings.ranks)
+    Decoder.divided(read_config(settings.model), shards.count)
+    return shards
+
+
+def _start_ranks(
+    settings: EngineSettings, shards: Shards, kernels: Kernels, dtype: torch.dtype
+) -> Ranks:
+    return Ranks(
+        Setup(
+            model=str(settings.model),
+            dtype=_name(dtype),
+            kernels=kernels.name,
+            threads=torch.get_num_threads(),
+            page_slots=settings.page_slots,
+            rank=0,
+            ranks=settings.ranks,
+            shards=shards.count,
+            meeting="",
+        )
     )
 
 
@@ -118,14 +175,22 @@ def _kind(plan: Attention) -> AttentionShape:
 
 
 def numeric_class(
-    loaded: Loaded, kernels: Kernels, dtype: torch.dtype, device: torch.device, found: Report
+    loaded: Loaded,
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    found: Report,
+    shards: int = 1,
 ) -> str:
     """A digest of all that logits' bits may depend on, and words for people.
 
+    Shards are part of it, for each is a sum by itself; the ranks that hold them are not.
     The page size is not part of it: attention goes by chunks of positions, whatever the pages.
     Threads are part of it only where the probe saw them change bits.
     """
     words = [_name(dtype), kernels.name, f"torch {torch.__version__}", _processor(device)]
+    if shards > 1:
+        words.append(f"{shards} shards")
     if found.by_threads:
         words.append(f"{found.threads} threads")
     if found.inexact:

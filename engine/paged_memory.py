@@ -70,15 +70,13 @@ class PagedMemory:
             self._allocate(pages)
 
     def _map_file(self, pages: int) -> None:
-        offset = -(-8 * pages // mmap.PAGESIZE) * mmap.PAGESIZE
+        offset = _offset(pages)
         size = offset + pages * self.layout.page_bytes
         self.file = sealed_file("penstock-pages", size)
         mapping = mmap.mmap(self.file, size)
         # Each frombuffer tensor keeps the mapping alive by itself.
         numbers = torch.frombuffer(mapping, dtype=torch.int64, count=pages)
-        shape = self.layout.shape(pages)
-        flat = torch.frombuffer(mapping, dtype=self.layout.dtype, count=prod(shape), offset=offset)
-        self._expose(numbers, flat.view(shape), offset, mapping)
+        self._expose(numbers, _pages_in(mapping, self.layout, pages), offset, mapping)
 
     def _allocate(self, pages: int) -> None:
         numbers = torch.zeros(pages, dtype=torch.int64)
@@ -109,6 +107,24 @@ class PagedMemory:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+
+def mapped_pages(file: int, layout: PageLayout, pages: int) -> Tensor:
+    """The pages_PLCGSH of another process of this worker, by its memory file; closes the file."""
+    mapping = mmap.mmap(file, _offset(pages) + pages * layout.page_bytes)
+    os.close(file)
+    return _pages_in(mapping, layout, pages)
+
+
+def _offset(pages: int) -> int:
+    """Where the pages begin in the file, behind their generations."""
+    return -(-8 * pages // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _pages_in(mapping: mmap.mmap, layout: PageLayout, pages: int) -> Tensor:
+    shape = layout.shape(pages)
+    flat = torch.frombuffer(mapping, dtype=layout.dtype, count=prod(shape), offset=_offset(pages))
+    return flat.view(shape)
 
 
 def pages_within(budget: int, layout: PageLayout) -> int:

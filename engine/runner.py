@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 
@@ -13,6 +14,7 @@ from ..protocol.messages import TokenLogprobs
 from .batch import BatchBuilder, reported_rows, wanted_rows
 from .device_order import DeviceOrder
 from .logprobs import log_softmax, reports
+from .ranks import Ranks
 from .sampler import Sampler, refusal, row_of
 from .sequence import Sequence
 from .step import Drawn, Slice, Step, StepResult
@@ -25,12 +27,18 @@ class Runner:
     """Runs steps against one model and one pages tensor. Called by one thread at a time."""
 
     def __init__(
-        self, model: Model, pages_PLCGSH: Tensor, order: DeviceOrder | None = None
+        self,
+        model: Model,
+        pages_PLCGSH: Tensor,
+        order: DeviceOrder | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        """`ranks`: those that hold the other shards of the model."""
         self.model = model
         self.pages = pages_PLCGSH
         self.builder = BatchBuilder(pages_PLCGSH.shape[4], pages_PLCGSH.device)
         self.sampler = Sampler(model.kernels)
+        self.ranks = ranks
         self.order = order or DeviceOrder(pages_PLCGSH.device)
         self._drawn: dict[Sequence, int] = {}  # in the step before, for slices that follow it
 
@@ -40,7 +48,7 @@ class Runner:
         before, self._drawn = self._drawn, {}
         try:
             self.order.arrived()
-            hidden_RD = self.model.forward(self.builder.build(step, before), self.pages)
+            hidden_RD = self._forward(step, before)
             drawn = self._draw(step.slices, hidden_RD)
             self._drawn = {
                 # Where nothing was drawn the row behind is computed for nothing, with any token.
@@ -52,6 +60,12 @@ class Runner:
             # given to another sequence or a plane, and the batch's host buffer be written again.
             self.order.publish()
         return StepResult(step, tuple(drawn), time.monotonic() - began)
+
+    def _forward(self, step: Step, before: Mapping[Sequence, int]) -> Tensor:
+        batch = self.builder.build(step, before)
+        if self.ranks is None:
+            return self.model.forward(batch, self.pages)
+        return self.ranks.run(self.builder, lambda: self.model.forward(batch, self.pages))
 
     def _draw(self, slices: tuple[Slice, ...], hidden_RD: Tensor) -> list[Drawn]:
         ends = list(accumulate(wanted_rows(part) for part in slices))

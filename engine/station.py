@@ -167,7 +167,7 @@ def open_station(
             lambda: plane.path,
             lambda: mailbox.counts("mailbox "),
         ),
-        Pulse(STEP_LIMIT_SECONDS, QUARANTINE_SHARE, gaps, loaded.engine),
+        Pulse(STEP_LIMIT_SECONDS, QUARANTINE_SHARE, gaps, loaded.engine, loaded.failure),
         gaps,
         context,
         plane.wake,
@@ -188,6 +188,8 @@ def _engine_settings(config: Config, settings: Worker) -> EngineSettings:
         memory_budget=settings.kv_memory_mib << 20,
         page_slots=settings.page_slots,
         threads=settings.threads,
+        ranks=settings.ranks,
+        shards=settings.shards,
     )
 
 

@@ -97,6 +97,14 @@ class Experts:
     # gate, up and down hold all experts: [E, D, 2 F] with columns of gate and up in turn, [E, F, D]
     stacked: bool = False
     names: ExpertNames = field(default_factory=ExpertNames)
+    # Of a shard: the experts first .. first + held - 1 are its own; 0 held: all of them.
+    first: int = 0
+    held: int = 0
+
+    @property
+    def own(self) -> range:
+        """Numbers of the experts that are computed here."""
+        return range(self.first, self.first + (self.held or self.count))
 
 
 Attention = GroupedAttention | LatentAttention

@@ -6,10 +6,13 @@ done by the parts that the blueprint plans.
 T tokens in the batch, R wanted rows, D model size, V vocabulary.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..kernels.choice import Kernels
+from ..kernels.linear import PackedLinear
 from .batch import Batch
 from .blueprint import (
     Attention,
@@ -27,8 +30,19 @@ from .grouped import GroupedPart
 from .latent import LatentPart
 from .linears import linear_shapes
 from .overlap import overlapped
-from .parts import AttentionClass, FeedForwardClass, Linears, Rotary, Shapes, Source
+from .parts import (
+    AttentionClass,
+    AttentionPart,
+    FeedForwardClass,
+    FeedForwardPart,
+    Linears,
+    Rotary,
+    Shapes,
+    Shard,
+    Source,
+)
 from .rotary import rotary
+from .shards import WHOLE, ShardedAttention, ShardedFeedForward, Shards, built, key_heads
 
 # A new part is one line: its plan in blueprint.py -> the class that runs it.
 ATTENTION_PARTS: dict[type[Attention], AttentionClass] = {
@@ -39,6 +53,37 @@ FEED_FORWARD_PARTS: dict[type[FeedForward], FeedForwardClass] = {
     Dense: DensePart,
     Experts: ExpertsPart,
 }
+
+
+def attention(
+    plan: Attention,
+    config: ModelConfig,
+    source: Source,
+    prefix: str,
+    kernels: Kernels,
+    rotary: Rotary,
+    shards: Shards,
+) -> AttentionPart:
+    kind = ATTENTION_PARTS[type(plan)]
+    if shards.count == 1:
+        return kind(plan, config, source, prefix, kernels, rotary)
+    parts = built(kind, plan, config, source, prefix, shards, kernels, rotary)
+    return ShardedAttention(parts, [key_heads(plan, shard) for shard in shards.own], shards)
+
+
+def feed_forward(
+    plan: FeedForward,
+    config: ModelConfig,
+    source: Source,
+    prefix: str,
+    kernels: Kernels,
+    shards: Shards,
+) -> FeedForwardPart:
+    kind = FEED_FORWARD_PARTS[type(plan)]
+    if shards.count == 1:
+        return kind(plan, config, source, prefix, kernels)
+    parts = built(kind, plan, config, source, prefix, shards, kernels)
+    return ShardedFeedForward(parts, shards)
 
 
 class DecoderLayer:
@@ -52,15 +97,17 @@ class DecoderLayer:
         prefix: str,
         kernels: Kernels,
         rotary: Rotary,
+        shards: Shards = WHOLE,
     ) -> None:
         names = config.blueprint.names
         self.attention_norm_D = source.tensor(f"{prefix}{names.attention_norm}.weight")
-        self.attention = ATTENTION_PARTS[type(plan.attention)](
-            plan.attention, config, source, f"{prefix}{names.attention}", kernels, rotary
+        self.attention = attention(
+            *(plan.attention, config, source, f"{prefix}{names.attention}", kernels),
+            *(rotary, shards),
         )
         self.feed_forward_norm_D = source.tensor(f"{prefix}{names.feed_forward_norm}.weight")
-        self.feed_forward = FEED_FORWARD_PARTS[type(plan.feed_forward)](
-            plan.feed_forward, config, source, f"{prefix}{names.feed_forward}", kernels
+        self.feed_forward = feed_forward(
+            plan.feed_forward, config, source, f"{prefix}{names.feed_forward}", kernels, shards
         )
 
     @staticmethod
@@ -77,6 +124,14 @@ class DecoderLayer:
         }
 
     @staticmethod
+    def divided(plan: Layer, shard: Shard) -> Layer:
+        """What one shard has of the layer. Raises ModelError naming what does not divide."""
+        return Layer(
+            ATTENTION_PARTS[type(plan.attention)].divided(plan.attention, shard),
+            FEED_FORWARD_PARTS[type(plan.feed_forward)].divided(plan.feed_forward, shard),
+        )
+
+    @staticmethod
     def packed(plan: Layer, config: ModelConfig) -> Linears:
         return (
             *ATTENTION_PARTS[type(plan.attention)].packed(plan.attention, config),
@@ -85,9 +140,20 @@ class DecoderLayer:
 
 
 class Decoder:
-    """One checkpoint's weights, ready to run."""
+    """One checkpoint's weights, or some shards of them, ready to run.
 
-    def __init__(self, config: ModelConfig, source: Source, kernels: Kernels) -> None:
+    Where `shards` says so, `forward` meets the other shards' holders at every layer: all must be
+    given the same batches. Only one of them needs the head.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        source: Source,
+        kernels: Kernels,
+        shards: Shards = WHOLE,
+        head: bool = True,
+    ) -> None:
         blueprint, names = config.blueprint, config.blueprint.names
         self.config = config
         self.kernels = kernels
@@ -96,13 +162,24 @@ class Decoder:
         self.layers = overlapped(
             lambda at: DecoderLayer(
                 *(blueprint.layers[at], config, source, names.layer.format(at)),
-                *(kernels, self.rotary),
+                *(kernels, self.rotary, shards),
             ),
             len(blueprint.layers),
         )
         self.norm_D = source.tensor(f"{names.norm}.weight")
-        head_VD = self.embedding_VD if config.tied else source.tensor(f"{names.head}.weight")
-        self.head = kernels.pack_linear(head_VD)
+        self.head: PackedLinear | None = None
+        if head:
+            head_VD = self.embedding_VD if config.tied else source.tensor(f"{names.head}.weight")
+            self.head = kernels.pack_linear(head_VD)
+
+    @staticmethod
+    def divided(config: ModelConfig, shards: int) -> ModelConfig:
+        """The plans of one of so many shards. Raises ModelError naming what does not divide."""
+        if shards == 1:
+            return config
+        layers = config.blueprint.layers
+        pieces = tuple(DecoderLayer.divided(plan, Shard(0, shards)) for plan in layers)
+        return replace(config, blueprint=replace(config.blueprint, layers=pieces))
 
     @staticmethod
     def shapes(config: ModelConfig) -> Shapes:
@@ -117,6 +194,15 @@ class Decoder:
         for at, plan in enumerate(config.blueprint.layers):
             shapes |= DecoderLayer.shapes(plan, config, names.layer.format(at))
         return shapes
+
+    @property
+    def expert_load(self) -> dict[int, Tensor]:
+        """Of each layer with experts: tokens that each expert has seen since the start, int64 [E].
+
+        The running step adds to these tensors; a copy is a snapshot.
+        """
+        parts = enumerate(layer.feed_forward for layer in self.layers)
+        return {at: part.load_E for at, part in parts if isinstance(part, ExpertsPart)}
 
     @staticmethod
     def ignored(config: ModelConfig) -> tuple[str, ...]:
@@ -155,4 +241,6 @@ class Decoder:
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Next-token logits [R, V] in fp32."""
+        if self.head is None:
+            raise ValueError("this rank has no head; the leader computes logits")
         return self.head(hidden_RD).float()

@@ -3,14 +3,16 @@
 T tokens in the batch, D model size, F feed-forward size.
 """
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ..kernels.choice import Kernels
 from ..kernels.linear import PackedLinear
 from .blueprint import Dense
 from .config import ModelConfig
-from .linears import linear_shapes, packed_linear
-from .parts import Linears, Shapes, Source
+from .linears import input_cuts, linear_shapes, output_cuts, packed_linear
+from .parts import Cuts, Linears, Shapes, Shard, Source
 
 
 class DensePart:
@@ -38,6 +40,15 @@ class DensePart:
     @staticmethod
     def packed(plan: Dense, config: ModelConfig) -> Linears:
         return (2 * plan.size, config.hidden), (config.hidden, plan.size)
+
+    @staticmethod
+    def divided(plan: Dense, shard: Shard) -> Dense:
+        return replace(plan, size=shard.size("feed-forward columns", plan.size))
+
+    @staticmethod
+    def cuts(plan: Dense, prefix: str) -> Cuts:
+        outputs = output_cuts(f"{prefix}.gate_proj") | output_cuts(f"{prefix}.up_proj")
+        return outputs | input_cuts(f"{prefix}.down_proj")
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         return self.down(self.silu_mul(self.gate_up(x_TD)))

@@ -7,6 +7,7 @@ T tokens in the batch, K experts per token, E experts, D model size, F hidden si
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .blueprint import Dense, Experts
 from .config import ModelConfig
 from .dense import DensePart
 from .linears import linear_shapes
-from .parts import Linears, Shapes, Source
+from .parts import Cuts, Linears, Shapes, Shard, Source
 
 
 class ExpertsPart:
@@ -49,7 +50,8 @@ class ExpertsPart:
         )
         weights = _stacked(plan, source, prefix) if plan.stacked else _named(plan, source, prefix)
         activation = Activation(plan.activation, plan.alpha, plan.limit)
-        self.experts = kernels.pack_experts(weights, plan.count, activation)
+        self.count, self.own = plan.count, plan.own
+        self.experts = kernels.pack_experts(weights, len(plan.own), activation)
         self.shared: DensePart | None = None
         if plan.shared_size:
             name = f"{prefix}.{plan.names.shared}"
@@ -57,7 +59,7 @@ class ExpertsPart:
 
     @property
     def load_E(self) -> Tensor:
-        """Tokens each expert has seen since the start, int64."""
+        """Tokens each of our own experts has seen since the start, int64."""
         return self.experts.load_E
 
     @staticmethod
@@ -82,11 +84,30 @@ class ExpertsPart:
         """The shared expert's; router and experts are asked about together (exactness.py)."""
         return DensePart.packed(_shared(plan), config) if plan.shared_size else ()
 
+    @staticmethod
+    def divided(plan: Experts, shard: Shard) -> Experts:
+        held = shard.size("experts", plan.count)
+        shared = shard.size("columns of the shared expert", plan.shared_size)
+        return replace(plan, first=shard.index * held, held=held, shared_size=shared)
+
+    @staticmethod
+    def cuts(plan: Experts, prefix: str) -> Cuts:
+        """Experts are taken by their numbers; the router is read whole."""
+        return DensePart.cuts(_shared(plan), f"{prefix}.{plan.names.shared}")
+
     def __call__(self, x_TD: Tensor) -> Tensor:
         logits_TE = self.router(x_TD if self.router_dtype is None else x_TD.to(self.router_dtype))
         expert_TK, weight_TK = self.route(logits_TE.float(), self.correction_E, self.routing)
+        if len(self.own) < self.count:
+            expert_TK = _numbered_here(expert_TK, self.own)
         out_TD = self.experts(x_TD, expert_TK, weight_TK)
         return out_TD if self.shared is None else out_TD.add_(self.shared(x_TD))
+
+
+def _numbered_here(expert_TK: Tensor, own: range) -> Tensor:
+    """Numbers counted from our first expert; -1: another shard computes it."""
+    local_TK = expert_TK - own.start
+    return local_TK.masked_fill_((local_TK < 0) | (local_TK >= len(own)), -1)
 
 
 def _shared(plan: Experts) -> Dense:
@@ -95,7 +116,7 @@ def _shared(plan: Experts) -> Dense:
 
 def _named(plan: Experts, source: Source, prefix: str) -> Iterator[ExpertWeights]:
     """Each expert's tensors by its number; one expert is in memory at a time."""
-    for at in range(plan.count):
+    for at in plan.own:
         gate, up, down = (
             source.tensor(f"{prefix}.{name.format(at)}.weight")
             for name in (plan.names.gate, plan.names.up, plan.names.down)
@@ -106,16 +127,18 @@ def _named(plan: Experts, source: Source, prefix: str) -> Iterator[ExpertWeights
 def _stacked(plan: Experts, source: Source, prefix: str) -> Iterator[ExpertWeights]:
     """Slices of tensors that hold all experts, transposed; the columns of gate and up alternate."""
     gate_up, down = f"{prefix}.{plan.names.gate}", f"{prefix}.{plan.names.down}"
-    gate_up_bias_EX, down_bias_ED = source.tensor(f"{gate_up}_bias"), source.tensor(f"{down}_bias")
-    for at in range(plan.count):
+    own = plan.own
+    gate_up_bias_EX = source.part(f"{gate_up}_bias", 0, own.start, own.stop)
+    down_bias_ED = source.part(f"{down}_bias", 0, own.start, own.stop)
+    for place, at in enumerate(own):
         columns_XD = source.part(gate_up, 0, at, at + 1)[0].T
         yield ExpertWeights(
             columns_XD[::2].contiguous(),
             columns_XD[1::2].contiguous(),
             source.part(down, 0, at, at + 1)[0].T.contiguous(),
-            gate_up_bias_EX[at, ::2],
-            gate_up_bias_EX[at, 1::2],
-            down_bias_ED[at],
+            gate_up_bias_EX[place, ::2],
+            gate_up_bias_EX[place, 1::2],
+            down_bias_ED[place],
         )
 
 

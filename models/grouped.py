@@ -8,6 +8,8 @@ T tokens in the batch, R wanted rows, D model size, N query heads, G key heads, 
 E = (N + 2 G) H.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,8 @@ from ..kernels.choice import Kernels
 from .batch import Batch
 from .blueprint import GroupedAttention
 from .config import ModelConfig
-from .linears import linear_shapes, packed_linear
-from .parts import Linears, Rotary, Shapes, Source
+from .linears import input_cuts, linear_shapes, output_cuts, packed_linear
+from .parts import Cuts, Linears, Rotary, Shapes, Shard, Source
 
 
 class GroupedPart:
@@ -62,6 +64,21 @@ class GroupedPart:
     def packed(plan: GroupedAttention, config: ModelConfig) -> Linears:
         query, key = plan.query_heads * plan.head_size, plan.kv_heads * plan.head_size
         return (query + 2 * key, config.hidden), (config.hidden, query)
+
+    @staticmethod
+    def divided(plan: GroupedAttention, shard: Shard) -> GroupedAttention:
+        return replace(
+            plan,
+            query_heads=shard.size("query heads", plan.query_heads),
+            kv_heads=shard.size("key heads", plan.kv_heads),
+        )
+
+    @staticmethod
+    def cuts(plan: GroupedAttention, prefix: str) -> Cuts:
+        cuts = {f"{prefix}.sinks": 0} | input_cuts(f"{prefix}.o_proj")
+        for name in "qkv":
+            cuts |= output_cuts(f"{prefix}.{name}_proj")
+        return cuts
 
     def __call__(
         self, x_TD: Tensor, batch: Batch, pages: Tensor, layer: int, only_wanted: bool

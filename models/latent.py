@@ -12,14 +12,16 @@ T tokens in the batch, D model size, N heads, Q query rank, R rank of keys and v
 columns of a query head, Z rotated ones, V columns of a value.
 """
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ..kernels.choice import Kernels
 from .batch import Batch
 from .blueprint import LatentAttention
 from .config import ModelConfig
-from .linears import linear_shapes, packed_linear
-from .parts import Linears, Rotary, Shapes, Source
+from .linears import input_cuts, linear_shapes, output_cuts, packed_linear
+from .parts import Cuts, Linears, Rotary, Shapes, Shard, Source
 
 # Of the norms on compressed vectors: the authors' code does not pass rms_norm_eps to them.
 EPSILON = 1e-6
@@ -82,6 +84,17 @@ class LatentPart:
             down = (plan.query_rank + width, config.hidden)
             return down, (query, plan.query_rank), output
         return (query + width, config.hidden), output
+
+    @staticmethod
+    def divided(plan: LatentAttention, shard: Shard) -> LatentAttention:
+        return replace(plan, query_heads=shard.size("query heads", plan.query_heads))
+
+    @staticmethod
+    def cuts(plan: LatentAttention, prefix: str) -> Cuts:
+        """What compresses is read whole: every shard has the latent of every token."""
+        heads = "q_b_proj" if plan.query_rank else "q_proj"
+        cuts = output_cuts(f"{prefix}.{heads}") | output_cuts(f"{prefix}.kv_b_proj")
+        return cuts | input_cuts(f"{prefix}.o_proj")
 
     def __call__(
         self, x_TD: Tensor, batch: Batch, pages: Tensor, layer: int, only_wanted: bool

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..kernels.choice import Kernels
 from ..kernels.linear import PackedLinear
-from .parts import Shapes, Source
+from .parts import ONCE, Cuts, Shapes, Source
 
 
 def linear_shapes(name: str, outputs: int, inputs: int, biased: bool = False) -> Shapes:
@@ -16,6 +16,16 @@ def linear_shapes(name: str, outputs: int, inputs: int, biased: bool = False) ->
     if biased:
         shapes[f"{name}.bias"] = (outputs,)
     return shapes
+
+
+def output_cuts(name: str) -> Cuts:
+    """Each shard computes some of the layer's outputs."""
+    return {f"{name}.weight": 0, f"{name}.bias": 0}
+
+
+def input_cuts(name: str) -> Cuts:
+    """Each shard reads some of the layer's inputs; their outputs are summed."""
+    return {f"{name}.weight": 1, f"{name}.bias": ONCE}
 
 
 def packed_linear(

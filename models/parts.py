@@ -13,9 +13,12 @@ from torch import Tensor
 from ..kernels.choice import Kernels
 from .batch import Batch
 from .config import ModelConfig
+from .fields import ModelError
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]  # tensor name -> shape, as the checkpoint must hold it
+ONCE = -1  # in place of a dimension: added to the sum of the shards, so that only the first has it
+Cuts = dict[str, int]  # tensor name -> dimension that is cut into shards, or ONCE
 Linears = tuple[tuple[int, int], ...]  # (outputs, inputs) of linear layers as they are run
 
 
@@ -36,6 +39,24 @@ class Source(Protocol):
     def joined(self, names: Sequence[str], dtype: torch.dtype | None = None) -> Tensor:
         """These tensors one after the other along dimension 0."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` equal pieces of a model."""
+
+    index: int
+    count: int
+
+    def size(self, what: str, whole: int) -> int:
+        """A shard's piece of so many. Raises ModelError naming what cannot be divided."""
+        if whole % self.count:
+            widths = [str(width) for width in range(1, whole + 1) if whole % width == 0]
+            raise ModelError(
+                f"{self.count} shards: the model's {whole} {what} cannot be divided among them; "
+                f"shards that divide them: {', '.join(widths)}"
+            )
+        return whole // self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +86,14 @@ class PartClass(Protocol):
     def shapes(self, plan: Any, config: ModelConfig, prefix: str) -> Shapes: ...
 
     def packed(self, plan: Any, config: ModelConfig) -> Linears: ...
+
+    def divided(self, plan: Any, shard: Shard) -> Any:
+        """The plan of one shard. Raises ModelError naming what does not divide."""
+        ...
+
+    def cuts(self, plan: Any, prefix: str) -> Cuts:
+        """Which tensors a shard reads in part; a tensor that is not named is read whole."""
+        ...
 
 
 class AttentionClass(PartClass, Protocol):

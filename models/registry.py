@@ -9,6 +9,7 @@ from ..kernels.choice import Kernels
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
 from .decoder import Decoder
+from .shards import WHOLE, Shards
 from .weights import Progress, Weights
 
 Model = Decoder
@@ -29,12 +30,15 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    shards: Shards = WHOLE,
+    head: bool = True,
 ) -> Loaded:
-    """Read, check and pack one checkpoint; raises ModelError."""
+    """Read, check and pack one checkpoint, or some shards of it; raises ModelError."""
     config = read_config(folder)
     checkpoint = Checkpoint(folder)
     wanted = Decoder.shapes(config)
     checkpoint.check(wanted, Decoder.ignored(config))
     with torch.inference_mode():
-        model = Decoder(config, Weights(checkpoint, dtype, device, progress, wanted), kernels)
+        source = Weights(checkpoint, dtype, device, progress, wanted)
+        model = Decoder(config, source, kernels, shards, head)
     return Loaded(model, config, checkpoint.digest())

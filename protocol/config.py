@@ -93,6 +93,8 @@ class Worker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     kernels: Literal["auto", "native", "triton", "torch"] = "auto"
     threads: Count = 0  # 0 = half of the cores, whatever else runs on the machine
+    ranks: Positive = 1  # processes that hold the model together; `threads` is of each
+    shards: Count = 0  # pieces the model is cut into, part of its numeric class; 0 = one per rank
     page_slots: Annotated[int, Meta(ge=1, le=1024)] = 32
     pages: Count = 0  # 0 = what kv_memory_mib holds
     kv_memory_mib: Count = 0  # 0 = a share of what is free

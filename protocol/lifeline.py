@@ -142,14 +142,14 @@ def report(name: str) -> Report:
         return Report(name)
     channel = socket.socket(fileno=int(descriptor))
     channel.set_inheritable(False)
-    _die_with_parent()
+    die_with_parent()
     opened = Report(name, channel)
     if opened.orphaned:  # before the line above took hold
         raise SystemExit(f"{name}: the supervisor is gone")
     return opened
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux: killed with the thread that started us. Elsewhere the closed line must do."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

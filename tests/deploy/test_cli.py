@@ -28,6 +28,8 @@ CLUSTER_FLAGS = [
     "--dtype",
     "--kernels",
     "--threads",
+    "--ranks",
+    "--shards",
     "--pages",
     "--kv-memory-mib",
     "--max-batch",

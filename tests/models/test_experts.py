@@ -1,6 +1,7 @@
 """The part: transformers' own blocks give the same rows, however unevenly tokens are routed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,15 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
+from penstock.bench.reference.measure import Pages, sequence_of
 from penstock.kernels.choice import Kernels, choose
 from penstock.models.blueprint import Blueprint, ExpertNames, Experts, PageShape, Rope
 from penstock.models.config import GenerationDefaults, ModelConfig
 from penstock.models.experts import ExpertsPart
 from penstock.models.families import gpt_oss, mixtral
+from penstock.models.registry import load_model
+from support.latent_model import SIZES
+from support.small_model import write_model
 
 HIDDEN, SIZE, COUNT, TOKENS = 64, 32, 8, 50
 COMMON: dict[str, Any] = {"hidden_size": HIDDEN, "num_experts_per_tok": 3}
@@ -159,6 +164,18 @@ def test_the_load_counts_every_choice(kernels: Kernels) -> None:
         assert int(part.load_E.sum()) == 3 * TOKENS
         part(torch.randn(1, HIDDEN))
     assert int(part.load_E.sum()) == 3 * (TOKENS + 1)
+
+
+def test_a_model_tells_the_load_of_each_layer(tmp_path: Path, kernels: Kernels) -> None:
+    """Three layers, the first dense; four experts per token; every row is wanted."""
+    loaded = load_model(write_model(tmp_path, **SIZES), kernels, torch.float32)
+    pages = Pages(loaded)
+    with torch.inference_mode():
+        pages.logits(sequence_of(list(range(20))), [20])
+    pages.close()
+    load = loaded.model.expert_load
+    assert [len(load_E) for load_E in load.values()] == [16, 16] and list(load) == [1, 2]
+    assert int(load[1].sum()) == int(load[2].sum()) == 4 * 20
 
 
 def test_a_correction_is_not_rounded_to_the_run_dtype(kernels: Kernels) -> None:
