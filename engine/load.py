@@ -45,6 +45,7 @@ class EngineSettings:
     threads: int = 0
     ranks: int = 1
     shards: int = 0  # one per rank
+    exchange_seconds: float = 60.0  # a rank that stands still for so long has left its worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ def _start_ranks(
             ranks=settings.ranks,
             shards=shards.count,
             meeting="",
+            seconds=settings.exchange_seconds,
         )
     )
 

@@ -11,9 +11,6 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-# A rank that stands still for so long has left its worker: the others' exchange fails.
-EXCHANGE_SECONDS = 60.0
-
 
 class RankGroup:
     """This process's place in it. `gather` may be given away before `join`, not called."""
@@ -23,8 +20,11 @@ class RankGroup:
         self.ranks = ranks
         self._joined = False
 
-    def join(self, meeting: Path, seconds: float = EXCHANGE_SECONDS) -> None:
-        """Blocks until all are there; `meeting` is a file that only they can reach."""
+    def join(self, meeting: Path, seconds: float) -> None:
+        """Blocks until all are there; `meeting` is a file that only they can reach.
+
+        An exchange that takes longer than `seconds` fails, as does the meeting itself.
+        """
         # Ranks are on one host: gloo listens without a key, so not beyond it.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         torch.distributed.init_process_group(

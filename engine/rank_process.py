@@ -52,7 +52,7 @@ def follow(line: Line) -> None:
     pages, file = line.receive_with_file(Pages)
     layout = PageLayout.of(loaded.config.blueprint, setup.page_slots, dtype)
     pages_PLCGSH = mapped_pages(file, layout, pages.count)
-    group.join(Path(setup.meeting))
+    group.join(Path(setup.meeting), setup.seconds)
     line.send(Ready())
     with torch.inference_mode():
         while True:

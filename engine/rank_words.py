@@ -38,6 +38,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     ranks: int
     shards: int
     meeting: str  # the file through which the group finds together
+    seconds: float  # that an exchange may take
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -88,6 +89,10 @@ class Line:
 
     def close(self) -> None:
         self._channel.close()
+
+    def limit(self, seconds: float) -> None:
+        """From now on a word that does not come, or go, for so long ends the stream."""
+        self._channel.settimeout(seconds)
 
     def send(self, word: Word, descriptor: int = -1) -> None:
         """Raises Ended."""

@@ -26,6 +26,7 @@ from .paged_memory import PagedMemory
 from .rank_group import RankGroup
 from .rank_words import Done, Ended, Line, Loaded, Pages, Ready, Setup, Unwilling
 
+DEATH_SECONDS = 1.0  # between the end of a process's stream and its own
 END_SECONDS = 5.0  # for a follower whose stream was closed
 
 Answer = TypeVar("Answer")
@@ -60,17 +61,18 @@ class Follower:
         return f"rank {self.rank} (process {self.process.pid}) {how}"
 
     def why(self, error: Exception) -> str:
-        """After its stream failed: how it ended, or what is wrong with it."""
+        """After its stream failed: how it ended, or that it did not."""
         try:
-            self.process.wait(END_SECONDS)
+            self.process.wait(DEATH_SECONDS)
         except subprocess.TimeoutExpired:
             pass
-        return self.ended or f"rank {self.rank} (process {self.process.pid}): {error}"
+        return self.ended or f"rank {self.rank} (process {self.process.pid}) stands still: {error}"
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
+        """Let it end by itself for so long."""
         self.line.close()
         try:
-            self.process.wait(END_SECONDS)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -83,12 +85,17 @@ class Ranks:
         """Starts them; they load while the caller does. `setup` with the meeting left open."""
         self._folder = Path(tempfile.mkdtemp(prefix="penstock-ranks-"))  # nobody else's
         self._meeting = self._folder / "meeting"
+        self._seconds = setup.seconds
         self._failure = ""
         self._closed = threading.Event()
         self.group = RankGroup(0, setup.ranks)
-        self.followers = [
-            Follower(_of_rank(setup, rank, self._meeting)) for rank in range(1, setup.ranks)
-        ]
+        self.followers: list[Follower] = []
+        try:
+            for rank in range(1, setup.ranks):
+                self.followers.append(Follower(_of_rank(setup, rank, self._meeting)))
+        except BaseException:
+            self.close()
+            raise
 
     def meet(self, memory: PagedMemory, kernels_digest: str) -> None:
         """Wait until all have loaded, share the pages, join. Raises ModelError."""
@@ -101,9 +108,14 @@ class Ranks:
                 )
             word = Pages(memory.description.page_count)
             self._asked(follower, lambda one, word=word: one.line.send(word, memory.file))
-        self.group.join(self._meeting)
+        try:
+            self.group.join(self._meeting, self._seconds)
+        except RuntimeError as error:
+            raise ModelError(f"the ranks of this worker did not find together: {error}") from None
         for follower in self.followers:
             self._asked(follower, lambda one: one.line.receive(Ready))
+            follower.line.limit(self._seconds)
+        self._forget_meeting()
 
     @property
     def failure(self) -> str:
@@ -162,8 +174,12 @@ class Ranks:
             return
         self._closed.set()
         for follower in self.followers:
-            follower.close()
+            follower.close(0.0 if self._failure else END_SECONDS)
         self.group.leave()
+        self._forget_meeting()
+
+    def _forget_meeting(self) -> None:
+        """Once all are connected nobody needs it, and a crash would leave it behind."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _asked(self, follower: Follower, ask: Callable[[Follower], Answer]) -> Answer:

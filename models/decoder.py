@@ -199,10 +199,17 @@ class Decoder:
     def expert_load(self) -> dict[int, Tensor]:
         """Of each layer with experts: tokens that each expert has seen since the start, int64 [E].
 
-        The running step adds to these tensors; a copy is a snapshot.
+        Of a rank, the experts it holds. The running step may add to these tensors; a copy is a
+        snapshot.
         """
-        parts = enumerate(layer.feed_forward for layer in self.layers)
-        return {at: part.load_E for at, part in parts if isinstance(part, ExpertsPart)}
+        loads: dict[int, Tensor] = {}
+        for at, layer in enumerate(self.layers):
+            whole = layer.feed_forward
+            parts = whole.parts if isinstance(whole, ShardedFeedForward) else (whole,)
+            held = [part.load_E for part in parts if isinstance(part, ExpertsPart)]
+            if held:
+                loads[at] = held[0] if len(held) == 1 else torch.cat(held)
+        return loads
 
     @staticmethod
     def ignored(config: ModelConfig) -> tuple[str, ...]:

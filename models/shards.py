@@ -131,11 +131,11 @@ class ShardedFeedForward:
     """The feed-forward parts of the shards held here."""
 
     def __init__(self, parts: Sequence[FeedForwardPart], shards: Shards) -> None:
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._shards = shards
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        return self._shards.sum([part(x_TD) for part in self._parts])
+        return self._shards.sum([part(x_TD) for part in self.parts])
 
 
 def key_heads(plan: Any, shard: Shard) -> slice:

@@ -130,6 +130,11 @@ class ReaderEnd:
                 return one
         return None
 
+    def posted(self, request: int) -> bool:
+        """Reads of it are under way, or it has ended."""
+        incoming = self.incoming(request)
+        return bool(incoming and incoming.reads) or self.ended(request)
+
     def ended(self, request: int, attempt: int = 1) -> bool:
         return (request, attempt) in self.outcomes
 

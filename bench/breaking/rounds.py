@@ -192,12 +192,14 @@ class Standstill:
 def aborted(scene: Scene, blocks: int, turns: int) -> Standstill:
     """Post, cancel, grant the pages again, change the source, let the holder go on.
 
-    The holder stands still from before the post, or after so many turns of the read.
+    The holder stands still from before the post, or after so many turns from the post on.
     """
     reader, holder = scene.reader, scene.holder
     request = scene.offer(blocks)
     source = _source_of(scene, request)
-    for _ in range(turns):
+    if turns:
+        reader.until(lambda: reader.posted(request), "the post")
+    for _ in range(turns - 1):
         reader.pump()
     holder.stop()
     try:

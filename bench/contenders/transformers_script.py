@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+from typing import Any
 
 import torch
 import transformers
@@ -18,7 +19,9 @@ def say(**words: object) -> None:
 
 def main(model: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    engine = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    engine: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16
+    ).eval()
     say(version=f"transformers {transformers.__version__}")
     for line in sys.stdin:
         work = json.loads(line)

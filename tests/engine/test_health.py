@@ -54,6 +54,14 @@ def test_an_engine_thread_that_ended_is_named():
     assert pulse.stuck(0.0, pool) == "engine: its thread has ended"
 
 
+def test_what_the_engine_stands_on_is_named_where_it_failed():
+    failures = [""]
+    pulse, pool = Pulse(10.0, 0.5, Gaps(), failure=lambda: failures[0]), PagePool([0] * 4)
+    assert pulse.stuck(0.0, pool) == ""
+    failures[0] = "ranks: rank 1 was killed"
+    assert pulse.stuck(0.0, pool) == "ranks: rank 1 was killed"
+
+
 def test_pages_held_while_nothing_runs_are_a_leak():
     pulse, pool = Pulse(10.0, 0.5, Gaps()), PagePool([0] * 4)
     pool.take("a", 1)

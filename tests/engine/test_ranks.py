@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def answers(loaded: LoadedEngine) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_two_ranks_give_the_bits_of_one_process(tmp_path: Path, opened: Opener, kind: str) -> None:
+def test_two_ranks_give_the_bits_of_one_process(
+    tmp_path: Path, tmp_path_factory: Any, monkeypatch: Any, opened: Opener, kind: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("meetings")))
     write, shards = MODELS[kind]
     folder = write(tmp_path)
     alone, together = opened(folder, shards=shards), opened(folder, ranks=2, shards=shards)
@@ -88,6 +92,7 @@ def test_two_ranks_give_the_bits_of_one_process(tmp_path: Path, opened: Opener, 
     assert answers(together) == answers(alone)
     assert torch.equal(together.memory.pages_PLCGSH, alone.memory.pages_PLCGSH)
     assert alone.memory.pages_PLCGSH.any()
+    assert not list(Path(tempfile.gettempdir()).iterdir()), "the meeting's file stays behind"
     check_a_refused_step(together)
     assert together.ranks is not None
     pid = together.ranks.followers[0].process.pid
@@ -128,8 +133,21 @@ def test_a_lost_rank_is_named_and_answers_nothing(
     assert result is not None and "was killed by SIGKILL" in result.error
 
 
+def test_a_rank_that_stands_still_is_lost_too(tmp_path: Path, opened: Opener) -> None:
+    loaded = opened(write_model(tmp_path), ranks=2, exchange_seconds=3.0)
+    assert loaded.ranks is not None
+    process = loaded.ranks.followers[0].process
+    os.kill(process.pid, signal.SIGSTOP)
+    sequence = make_sequence(PROMPT, pages=[4, 5, 6])
+    loaded.engine.start(Step((Slice(sequence, 0, 21, (0,)),)))
+    until(loaded.failure, "the rank that stands still is named")
+    assert loaded.failure() == f"ranks: rank 1 (process {process.pid}) stands still: timed out"
+    loaded.close()
+    assert gone(process.pid)
+
+
 def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
-    setup = Setup(str(tmp_path), "float32", "auto", 1, 8, 0, 2, 2, "")
+    setup = Setup(str(tmp_path), "float32", "auto", 1, 8, 0, 2, 2, "", 60.0)
     memory = PagedMemory(PageLayout(1, 2, 1, 8, 16, torch.float32), 2)
     ranks = Ranks(setup)
     with pytest.raises(ModelError, match="rank 1: ModelError: .*config.json"):

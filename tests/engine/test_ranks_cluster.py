@@ -101,6 +101,11 @@ def well(cluster: Serving) -> bool:
     return status == 200 and len(page["workers"]) == 3
 
 
+def started(cluster: Serving, name: str) -> bool:
+    lines = [Path(f"/proc/{one}/cmdline") for one in children_of(cluster.process.pid)]
+    return any(name in line.read_text().split("\0") for line in lines if line.exists())
+
+
 def test_decode_on_two_ranks_answers_as_one_worker(
     cluster: Serving, expected: tuple[Answers, list[str]]
 ) -> None:
@@ -143,4 +148,5 @@ def test_a_leader_that_dies_takes_its_followers_along(cluster: Serving) -> None:
     (follower,) = children_of(leader)
     os.kill(leader, signal.SIGKILL)
     until(lambda: gone(follower), "the follower is gone")
-    until(lambda: well(cluster) and cluster.pid_of("decode-0") != leader, "the worker is back")
+    until(lambda: gone(leader) and started(cluster, "decode-0"), "it is started again")
+    until(lambda: well(cluster), "the worker is back")

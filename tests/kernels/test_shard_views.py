@@ -1,4 +1,4 @@
-"""A shard's kernels see some key heads of pages, and leave the others alone; foreign experts too."""
+"""A shard's kernels see some key heads of pages and leave the others alone; so with experts."""
 
 import pytest
 import torch
