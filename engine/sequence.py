@@ -21,7 +21,8 @@ class Sequence:
         computed    [ 0 ....... computed )                     K and V of these are in `pages`
         pages[i]    holds positions i*slots .. (i+1)*slots-1
 
-    The loop thread changes a sequence only between two steps; the engine thread only reads it.
+    The engine thread only reads it. While a step in flight writes its pages, the loop thread only
+    adds to it: the token that the step before drew, a page for the step behind (flights.py).
     """
 
     prefill: Prefill
